@@ -1,0 +1,143 @@
+"""The close sequences: what is done to a descriptor so that the wire shows what the policy says.
+
+`finish` ends a connection whose descriptor is about to be closed; `release` ends one and leaves the
+descriptor, with what is unread, to its owner. Neither raises, and both may be run again on a
+connection that has ended.
+
+Why `Graceful` empties the receive buffer: for one unread byte the kernel answers close(2) with RST,
+and throws away what it had accepted from `send` and not delivered. Of two megabytes, a peer that
+had sent a single byte read 113 kB. shutdown(2) before the close does not help, nor does a positive
+SO_LINGER; reading what is there, between the two, does, and costs no waiting.
+
+Why `Abort` is not just SO_LINGER(1, 0): that acts on the last close(2) of a connection, so it does
+nothing while a duplicate descriptor or a forked child exists, and shutdown(SHUT_RDWR) before it
+sends a FIN, which makes a cut-off stream look complete. connect(2) to AF_UNSPEC sends RST at once.
+"""
+
+from __future__ import annotations
+
+import _socket
+import time
+
+from safesock import _kernel
+from safesock._kernel import Raw, TcpState
+from safesock._policy import Abort, CloseMode, Drain, Linger
+from safesock._value import Value
+
+_CHUNK = 65536
+_OVER = frozenset({TcpState.CLOSE, TcpState.TIME_WAIT})
+# Those from which connect(AF_UNSPEC) and a close(2) with SO_LINGER(1, 0) send RST. None: unknown.
+_RESETTABLE = frozenset(
+    {
+        TcpState.ESTABLISHED,
+        TcpState.CLOSE_WAIT,
+        TcpState.FIN_WAIT1,
+        TcpState.FIN_WAIT2,
+        TcpState.SYN_RECV,
+        None,
+    }
+)
+
+
+class Outcome(Value):
+    """What was seen while a connection was ended."""
+
+    __slots__ = ("reset", "unacknowledged", "unread")
+    unacknowledged: int | None
+    unread: int | None
+    reset: bool
+
+    def __init__(self, unacknowledged: int | None, unread: int | None, reset: bool) -> None:
+        self._set(unacknowledged=unacknowledged, unread=unread, reset=reset)
+
+
+def finish(sock: Raw, mode: CloseMode) -> Outcome:
+    """Everything but close(2), which the caller does next. Blocks no longer than *mode* says."""
+    if isinstance(mode, Abort):
+        return _abort(sock)
+    if isinstance(mode, Drain):
+        return _drain(sock, mode.timeout)
+    return _graceful(sock, mode.seconds if isinstance(mode, Linger) else None)
+
+
+def release(sock: Raw, mode: CloseMode) -> bool:
+    """Ends a connection that the peer has closed; the owner may read what is left, then b"".
+
+    Never blocks. False, and nothing done, for an `Abort` that would destroy more unread input than
+    can be kept.
+    """
+    if not isinstance(mode, Abort):
+        _kernel.shutdown(sock, _socket.SHUT_RDWR)
+        return True
+    if _kernel.tcp_state(sock) in _OVER:
+        return True
+    if _kernel.counts(sock).unread and not _kernel.replay(sock):
+        return False
+    _kernel.disconnect(sock)
+    # A disconnected socket would answer ENOTCONN; after this it answers as one at end of file.
+    _kernel.shutdown(sock, _socket.SHUT_RDWR)
+    return True
+
+
+def _graceful(sock: Raw, linger: int | None) -> Outcome:
+    _kernel.set_linger(sock, linger)
+    _kernel.shutdown(sock, _socket.SHUT_RDWR)
+    dropped = _drop_unread(sock)
+    return Outcome(_unacknowledged(sock), dropped, reset=False)
+
+
+def _drain(sock: Raw, timeout: float) -> Outcome:
+    _kernel.set_linger(sock, None)
+    _kernel.shutdown(sock, _socket.SHUT_WR)
+    dropped, closed = 0, False
+    try:
+        dropped, closed = _drop_until_closed(sock, time.monotonic() + timeout)
+    finally:  # Also for a KeyboardInterrupt: who stops waiting aborts.
+        if not closed:
+            aborted = _abort(sock)
+    if not closed:
+        return Outcome(aborted.unacknowledged, dropped + (aborted.unread or 0), aborted.reset)
+    _kernel.shutdown(sock, _socket.SHUT_RDWR)
+    return Outcome(_unacknowledged(sock), dropped, reset=False)
+
+
+def _abort(sock: Raw) -> Outcome:
+    counts = _kernel.counts(sock)
+    reset = _kernel.tcp_state(sock) in _RESETTABLE
+    _kernel.set_linger(sock, 0)
+    # Where this fails, close(2) with that linger sends the RST; the readers have been woken.
+    _kernel.disconnect(sock)
+    return Outcome(counts.unacknowledged, counts.unread, reset)
+
+
+def _unacknowledged(sock: Raw) -> int | None:
+    return _kernel.counts(sock, fin_sent=True).unacknowledged
+
+
+def _drop_unread(sock: Raw) -> int:
+    buffer = bytearray(_CHUNK)
+    dropped = 0
+    try:
+        while count := _kernel.read_now(sock, buffer):
+            dropped += count
+    except OSError:
+        pass  # The connection is over: there is nothing more to read.
+    return dropped
+
+
+def _drop_until_closed(sock: Raw, deadline: float) -> tuple[int, bool]:
+    """The bytes dropped, and whether the peer closed in time."""
+    buffer = bytearray(_CHUNK)
+    dropped = 0
+    while True:
+        left = deadline - time.monotonic()
+        _kernel.ready(sock, max(left, 0.0))
+        try:
+            count = _kernel.read_now(sock, buffer)
+        except OSError:
+            return dropped, True  # RST is the end of the connection too.
+        if count == 0:
+            return dropped, True
+        dropped += count or 0
+        if left <= 0:
+            return dropped, False

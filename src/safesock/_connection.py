@@ -1,0 +1,157 @@
+"""The life of one connection, from connect to its end: what every driver decides the same way.
+
+A driver owns the descriptor and calls: it says when a call came back empty or with an error, and
+when its owner closes. What that means is decided here. There is no lock, as `close` may come from a
+signal handler or the garbage collector in the middle of anything: the first record of an end stays,
+and the close sequences may be run again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+from safesock import _closing, _kernel
+from safesock._kernel import Raw, TcpState
+from safesock._loss import Cause, CloseReport, Loss, cause_of
+from safesock._policy import Policy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_numbers = itertools.count(1)
+
+
+class Connection:
+    """One TCP connection under a policy. `peer` is None until it has been made."""
+
+    __slots__ = (
+        "born",
+        "fin_sent",
+        "loss",
+        "number",
+        "peer",
+        "pid",
+        "policy",
+        "report",
+        "send_forgiven",
+        "untold",
+    )
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.peer: Any = None
+        self.number = 0
+        self.born = 0.0
+        self.pid = os.getpid()
+        self.fin_sent = False
+        self.loss: Loss | None = None
+        self.report: CloseReport | None = None
+        # The error of a loss that the watcher found, for the owner's next call.
+        self.untold: OSError | None = None
+        self.send_forgiven = False
+
+    def established(self, peer: Any) -> None:
+        """The connection was made."""
+        if self.peer is None:
+            self.peer = peer
+            self.number = next(_numbers)
+            self.born = time.monotonic()
+
+    def is_over(self, sock: Raw) -> bool:
+        """Whether a read that gave nothing means that the peer has closed.
+
+        It does not after the owner's own shutdown(SHUT_RD): the kernel's state tells them apart.
+        """
+        return self.loss is not None or _kernel.tcp_state(sock) not in _kernel.PEER_OPEN
+
+    def is_over_by(self, sock: Raw, error: OSError, cause: Cause | None) -> bool:
+        """Whether *error*, which speaks of *cause*, means that the connection is over.
+
+        It does not for a soft error that IP_RECVERR delivers on a living connection, nor for a
+        send after the owner's own shutdown(SHUT_WR).
+        """
+        if cause is None or (self.fin_sent and isinstance(error, BrokenPipeError)):
+            return False
+        if cause is Cause.FIN:  # Only TLS tells of it by an error.
+            return True
+        return _kernel.tcp_state(sock) in (None, TcpState.CLOSE)
+
+    def lose(self, sock: Raw, cause: Cause, error: OSError | None, decrypted: int = 0) -> None:
+        """Records the loss, once. *decrypted*: bytes that TLS holds for the owner."""
+        if self.loss is None:
+            self.loss = Loss(*self._end(sock, cause, error, decrypted))
+
+    def release(self, sock: Raw) -> bool:
+        """Ends the connection and leaves the descriptor and what is unread to the owner."""
+        return self.is_elsewhere() or _closing.release(sock, self.policy.close)
+
+    def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
+        """For an owner that has not reacted to a loss. False: it cannot be done yet."""
+        state = _kernel.tcp_state(sock)
+        if self.loss is not None or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
+            return True
+        error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
+        cause = error and cause_of(error)
+        loss = Loss(*self._end(sock, cause or Cause.FIN, error, decrypted))
+        if self.policy.on_loss != "keep" and not self.release(sock):
+            return False
+        self.untold = error
+        self.loss = loss
+        return True
+
+    def close(self, sock: Raw, decrypted: int = 0) -> None:
+        """By the policy, and close(2). In a forked child it is only close(2)."""
+        report = None
+        try:
+            report = self.finish(sock, decrypted)
+        finally:
+            try:
+                Raw.close(sock)
+            except OSError:
+                pass  # Linux closes the descriptor all the same.
+            self.report = self.report or report
+
+    def finish(self, sock: Raw, decrypted: int = 0) -> CloseReport | None:
+        """Everything but close(2), by the policy; None where there is nothing to do."""
+        if sock.fileno() < 0 or self.is_elsewhere():
+            return None
+        cause, error = (self.loss.cause, self.loss.error) if self.loss else (Cause.CLOSED, None)
+        end = self._end(sock, cause, error, decrypted)
+        outcome = _closing.finish(sock, self.policy.close)
+        unread = None if outcome.unread is None else outcome.unread + decrypted
+        return CloseReport(
+            *end[:-2], outcome.unacknowledged, unread, mode=self.policy.close, reset=outcome.reset
+        )
+
+    def is_elsewhere(self) -> bool:
+        """Whether the connection belongs to the process that this one was forked from."""
+        return self.pid != os.getpid()
+
+    def forgive_send(self, size: int) -> bool:
+        """Whether a send after `release` is to seem to succeed, as the first one does when the peer
+        has closed and nobody has answered yet. Its bytes are counted as lost."""
+        loss = self.loss
+        if self.send_forgiven or loss is None or loss.cause is not Cause.FIN or self.fin_sent:
+            return False
+        self.send_forgiven = True
+        values = list(loss._values())
+        for field in (_SENT, _UNACKNOWLEDGED):
+            values[field] = None if values[field] is None else values[field] + size
+        self.loss = Loss(*values)
+        return True
+
+    def _end(
+        self, sock: Raw, cause: Cause, error: OSError | None, decrypted: int
+    ) -> tuple[Any, ...]:
+        counts = _kernel.counts(sock, fin_sent=self.fin_sent)
+        unread = None if counts.unread is None else counts.unread + decrypted
+        local = self.loss.local if self.loss else _kernel.local_name(sock)
+        lifetime = time.monotonic() - self.born
+        kernel = (counts.sent, counts.unacknowledged, unread)
+        return (cause, error, local, self.peer, self.number, lifetime, *kernel)
+
+
+_SENT, _UNACKNOWLEDGED = Loss._fields.index("sent"), Loss._fields.index("unacknowledged")

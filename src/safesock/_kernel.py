@@ -1,0 +1,327 @@
+"""What safesock asks of the operating system, and the only file that knows how.
+
+It works on the C type `_socket.socket`, which both `SafeSocket` and `SSLSocket` are, so that no
+override gets in the way. What is lost where the system is not Linux:
+
+| | Linux | macOS | Windows |
+|---|---|---|---|
+| losses noticed by calls, `Graceful`, `Drain`, `Linger` | yes | yes | yes |
+| the watcher (epoll) | yes | no: the next call notices | no: the next call notices |
+| RST by `Abort` where a duplicate descriptor exists | yes | no: the last `close` sends it | no: as on macOS |
+| `sent`, `unacknowledged` in the records | yes | None | None |
+| `unread` in the records | yes | yes | None |
+| TCP_USER_TIMEOUT | yes | ignored | ignored |
+| the state in `repr` | yes | no | no |
+"""
+
+from __future__ import annotations
+
+import _socket
+import enum
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+
+from safesock._policy import Abort, Policy
+from safesock._value import Value
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = termios = None  # type: ignore[assignment]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LINUX = sys.platform == "linux"
+HAS_EPOLL = hasattr(select, "epoll")
+Raw = _socket.socket
+
+# What a connect that goes on in the background answers (EWOULDBLOCK on Windows).
+CONNECT_GOES_ON = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR, errno.EWOULDBLOCK})
+
+_DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
+_LINGER = struct.Struct("HH" if sys.platform == "win32" else "ii")
+_TCP_INFO_SIZE = 256
+# Offsets in struct tcp_info: u64, u32, and two u64, the second being tcpi_bytes_retrans.
+_TCP_INFO_BYTES_ACKED = 120
+_TCP_INFO_NOTSENT_BYTES = 144
+_TCP_INFO_BYTES_SENT = 200
+
+
+class TcpState(enum.IntEnum):
+    """The states of RFC 9293, 3.3.2, with Linux's numbers."""
+
+    ESTABLISHED = 1
+    SYN_SENT = 2
+    SYN_RECV = 3
+    FIN_WAIT1 = 4
+    FIN_WAIT2 = 5
+    TIME_WAIT = 6
+    CLOSE = 7
+    CLOSE_WAIT = 8
+    LAST_ACK = 9
+    LISTEN = 10
+    CLOSING = 11
+    NEW_SYN_RECV = 12
+
+
+# The peer has not closed its side.
+PEER_OPEN = frozenset({TcpState.ESTABLISHED, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2})
+# Our FIN takes a sequence number that the peer has not acknowledged.
+_OUR_FIN_OPEN = frozenset({TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAST_ACK})
+
+
+class Counts(Value):
+    """What the kernel has counted: bytes, None where it does not tell."""
+
+    __slots__ = ("sent", "unacknowledged", "unread")
+    sent: int | None
+    unacknowledged: int | None
+    unread: int | None
+
+    def __init__(self, sent: int | None, unacknowledged: int | None, unread: int | None) -> None:
+        self._set(sent=sent, unacknowledged=unacknowledged, unread=unread)
+
+
+def is_tcp(sock: Raw) -> bool:
+    """Whether this is a TCP socket over IPv4 or IPv6, by what it was made with."""
+    return (
+        sock.family in (_socket.AF_INET, _socket.AF_INET6)
+        and sock.type == _socket.SOCK_STREAM
+        and sock.proto in (0, _socket.IPPROTO_TCP)
+    )
+
+
+def tcp_state(sock: Raw) -> TcpState | None:
+    """The state of the connection (TCP_INFO), or None where the system does not tell."""
+    info = _tcp_info(sock)
+    return TcpState(info[0]) if info else None
+
+
+def was_established(sock: Raw) -> bool:
+    """Whether a connect that went on in the background has made the connection.
+
+    The peer's acknowledgement of our SYN counts as one byte, and stays counted after a RST.
+    """
+    if not LINUX:
+        return bool(peer_name(sock))
+    info = _tcp_info(sock)
+    return bool(info) and info[0] != TcpState.SYN_SENT and _bytes_acked(info) > 0
+
+
+def peer_name(sock: Raw) -> object:
+    """getpeername(2), or None."""
+    try:
+        return Raw.getpeername(sock)
+    except OSError:
+        return None
+
+
+def is_listening(sock: Raw) -> bool:
+    """SO_ACCEPTCONN."""
+    return bool(Raw.getsockopt(sock, _socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
+
+
+def local_name(sock: Raw) -> object:
+    """getsockname(2), or None."""
+    try:
+        return Raw.getsockname(sock)
+    except OSError:
+        return None
+
+
+def counts(sock: Raw, *, fin_sent: bool = False) -> Counts:
+    """The bytes of a connection that has been established.
+
+    *fin_sent*: our FIN has been sent, for the state CLOSE, which does not show it. The FIN takes a
+    sequence number, which the kernel counts as a byte until it is acknowledged.
+    """
+    unread = _queue(sock, "FIONREAD")
+    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
+    info = _tcp_info(sock)
+    if queued is None or len(info) < _TCP_INFO_BYTES_SENT + 16:
+        return Counts(None, queued, unread)
+    (unsent,) = struct.unpack_from("I", info, _TCP_INFO_NOTSENT_BYTES)
+    sent, resent = struct.unpack_from("QQ", info, _TCP_INFO_BYTES_SENT)
+    fin = fin_sent or info[0] in _OUR_FIN_OPEN
+    accepted = sent - resent + unsent - (fin and unsent > 0)
+    return Counts(accepted, queued - (fin and queued > 0), unread)
+
+
+def set_linger(sock: Raw, seconds: int | None) -> None:
+    """SO_LINGER: None is off, 0 makes the last close(2) send RST."""
+    choice = _LINGER.pack(seconds is not None, seconds or 0)
+    try:
+        Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_LINGER, choice)
+    except OSError:
+        pass  # Somebody else has closed it.
+
+
+def prepare(sock: Raw, policy: Policy) -> None:
+    """Sets the options that have to be there before the connection is."""
+    if isinstance(policy.close, Abort):
+        set_linger(sock, 0)
+        _load_connect()
+    if policy.reuse_address is not None:
+        set_reuse_address(sock, policy.reuse_address)
+    if policy.nodelay is not None:
+        Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_NODELAY, int(policy.nodelay))
+    if policy.keepalive is not None:
+        Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
+        idle = "TCP_KEEPIDLE" if hasattr(_socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
+        _set_tcp(sock, idle, policy.keepalive.idle)
+        _set_tcp(sock, "TCP_KEEPINTVL", policy.keepalive.interval)
+        _set_tcp(sock, "TCP_KEEPCNT", policy.keepalive.count)
+    if policy.user_timeout is not None:
+        _set_tcp(sock, "TCP_USER_TIMEOUT", round(policy.user_timeout * 1000))
+
+
+def set_reuse_address(sock: Raw, on: bool) -> None:
+    """SO_REUSEADDR."""
+    Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_REUSEADDR, int(on))
+
+
+def shutdown(sock: Raw, how: int) -> None:
+    """shutdown(2). A connection that is over already has nothing left to shut down."""
+    try:
+        Raw.shutdown(sock, how)
+    except OSError:
+        pass
+
+
+def ready(sock: Raw, timeout: float, *, write: bool = False) -> bool:
+    """Whether there is something to read (or, with *write*, room to write), or an error, waiting
+    *timeout* seconds for it."""
+    fd = sock.fileno()
+    if fd < 0:
+        return True
+    if not hasattr(select, "poll"):  # Windows
+        readers, writers = ([], [fd]) if write else ([fd], [])
+        return any(select.select(readers, writers, [], timeout))
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT if write else select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
+def read_now(sock: Raw, buffer: bytearray) -> int | None:
+    """recv(2) without waiting: the number of bytes, 0 at end of file, None where there is nothing.
+
+    Raises OSError when the connection is over.
+    """
+    # A socket with a timeout waits in C before it calls recv: it is asked only when it need not.
+    if not ready(sock, 0):
+        return None
+    try:
+        return Raw.recv_into(sock, buffer, 0, _DONTWAIT)
+    except (BlockingIOError, TimeoutError) as error:
+        if error.errno == errno.ETIMEDOUT:
+            raise
+        return None
+
+
+def take_error(sock: Raw) -> OSError | None:
+    """The error that waits for the next call (SO_ERROR), which no longer gets it."""
+    number = Raw.getsockopt(sock, _socket.SOL_SOCKET, _socket.SO_ERROR)
+    return os_error(number) if number else None
+
+
+def os_error(number: int) -> OSError:
+    """The exception that Python raises for this errno."""
+    return OSError(number, os.strerror(number))
+
+
+def disconnect(sock: Raw) -> bool:
+    """connect(2) to AF_UNSPEC: RST, whoever else holds the connection; unread input is thrown away.
+
+    False where the system has no such thing.
+    """
+    connect = _load_connect()
+    if connect is None:
+        return False
+    # SHUT_RD first wakes those who wait in recv, on every kernel; it puts nothing on the wire.
+    shutdown(sock, _socket.SHUT_RD)
+    return connect(sock.fileno()) == 0
+
+
+def replay(sock: Raw) -> bool:
+    """Moves unread input out of the connection, behind the same descriptor, and resets it.
+
+    The descriptor becomes one end of a socket pair that gives the unread bytes and then end of
+    file. RST by AF_UNSPEC would throw them away, and whoever reads meanwhile must see each byte
+    once and in order: dup2(2) is the one step at which all readers change over. False, and nothing
+    done, when there are more bytes than a socket pair takes.
+    """
+    unread = _queue(sock, "FIONREAD") or 0
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Raw.setsockopt(theirs, _socket.SOL_SOCKET, _socket.SO_SNDBUF, 4 * unread)
+        room = Raw.getsockopt(theirs, _socket.SOL_SOCKET, _socket.SO_SNDBUF)
+        if room < 4 * unread:
+            return False
+        with socket.socket(sock.family, sock.type, sock.proto, socket.dup(sock.fileno())) as tcp:
+            ours.setblocking(sock.gettimeout() is None)
+            os.dup2(ours.fileno(), sock.fileno(), inheritable=False)
+            buffer = bytearray(65536)
+            while count := read_now(tcp, buffer):
+                theirs.sendall(memoryview(buffer)[:count])
+            disconnect(tcp)
+    return True
+
+
+def _tcp_info(sock: Raw) -> bytes:
+    if not LINUX:
+        return b""
+    try:
+        return Raw.getsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_INFO, _TCP_INFO_SIZE)
+    except OSError:
+        return b""
+
+
+def _bytes_acked(info: bytes) -> int:
+    if len(info) < _TCP_INFO_BYTES_ACKED + 8:
+        return 0
+    (acked,) = struct.unpack_from("Q", info, _TCP_INFO_BYTES_ACKED)
+    return int(acked)
+
+
+def _queue(sock: Raw, request: str) -> int | None:
+    if fcntl is None:
+        return None
+    try:
+        answer = fcntl.ioctl(sock.fileno(), getattr(termios, request), b"\0\0\0\0")
+    except (OSError, ValueError):
+        return None
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _set_tcp(sock: Raw, name: str, value: int) -> None:
+    option = getattr(_socket, name, None)
+    if option is not None:
+        Raw.setsockopt(sock, _socket.IPPROTO_TCP, option, value)
+
+
+_connect: Callable[[int], int] | None = None
+
+
+def _load_connect() -> Callable[[int], int] | None:
+    # Python's own connect takes no AF_UNSPEC. Loaded when an Abort is chosen, not when it is
+    # needed: an object collected at interpreter exit can import nothing.
+    global _connect
+    if _connect is None and LINUX:
+        import ctypes
+
+        connect = ctypes.CDLL(None, use_errno=True).connect
+        unspec = bytes(16)
+
+        def connect_unspec(fd: int) -> int:
+            result: int = connect(fd, unspec, len(unspec))
+            return result
+
+        _connect = connect_unspec
+    return _connect

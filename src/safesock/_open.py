@@ -1,0 +1,123 @@
+"""The ways to a governed connection that is not made by hand: `create_connection` and `wrap`."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from safesock import _kernel, _watch
+from safesock._connection import Connection
+from safesock._policy import Policy, policy_or_default
+from safesock._socket import SafeSocket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# What clients such as http.client pass on for "no timeout was given".
+_NOT_GIVEN: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
+
+
+def create_connection(
+    address: tuple[str | None, int],
+    timeout: float | None = _NOT_GIVEN,
+    source_address: tuple[str, int] | None = None,
+    *,
+    all_errors: bool = False,
+    policy: Policy | None = None,
+) -> SafeSocket:
+    """Connects to *address*, a pair of host and port, and gives a `SafeSocket`.
+
+    As `socket.create_connection`, with a *policy*: every address that the name resolves to is
+    tried in turn; *timeout*, in seconds, is for each of them, and becomes the socket's timeout;
+    *source_address* is bound first, with SO_REUSEADDR when its port is not 0 (see
+    `Policy.reuse_address`). Raises the last OSError, or, with *all_errors*, an ExceptionGroup of
+    all of them. Nothing is left open.
+    """
+    chosen = policy_or_default(policy)
+    host, port = address
+    errors: list[OSError] = []
+    for family, type_, proto, _, sockaddr in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        try:
+            return _connect(family, type_, proto, sockaddr, timeout, source_address, chosen)
+        except OSError as error:
+            errors.append(error)
+    try:
+        if not errors:
+            raise OSError(f"{host!r} resolves to no address")
+        if all_errors:
+            raise ExceptionGroup("create_connection failed", errors)
+        raise errors[-1]
+    finally:
+        errors.clear()  # Its frames are in their tracebacks: a reference cycle.
+
+
+def _connect(
+    family: int,
+    type_: int,
+    proto: int,
+    sockaddr: Any,
+    timeout: float | None,
+    source_address: tuple[str, int] | None,
+    policy: Policy,
+) -> SafeSocket:
+    sock = SafeSocket(family, type_, proto, policy=policy)
+    try:
+        if timeout is not _NOT_GIVEN:
+            sock.settimeout(timeout)
+        if source_address:
+            sock.bind(source_address)
+        sock.connect(sockaddr)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
+    """Takes over a TCP socket, and gives a `SafeSocket`, or a `SafeSSLSocket` for an `SSLSocket`.
+
+    The descriptor, the timeout and the TLS session move to the new socket; *sock* is left
+    detached, as after `sock.detach()`. A connected socket is governed at once, an unconnected one
+    from its `connect` on, one whose connect is under way as soon as it is made. The lifetime of a
+    connection counts from here. In a forked child, `wrap` makes the child the connection's owner.
+    For a `SafeSocket`, *policy* None keeps its policy.
+
+    Raises TypeError for what is no socket, ValueError for one that is not TCP, listens, is closed,
+    or has open `makefile()` files; *sock* is then as it was.
+    """
+    chosen = policy
+    if policy is None and isinstance(sock, SafeSocket):
+        chosen = sock.policy
+    chosen = policy_or_default(chosen)
+    _refuse(sock)
+    _kernel.prepare(sock, chosen)
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(sock, ssl.SSLSocket):
+        from safesock._tls import take_over
+
+        new = take_over(sock, chosen)
+    else:
+        timeout = sock.gettimeout()
+        made = (sock.family, sock.type, sock.proto)
+        new = SafeSocket(*made, fileno=sock.detach(), policy=chosen)
+        new.settimeout(timeout)
+    new._connection = Connection(chosen)
+    if _kernel.peer_name(new) is not None or _kernel.was_established(new):
+        new._established()
+    elif _kernel.tcp_state(new) is _kernel.TcpState.SYN_SENT and chosen.watch:
+        _watch.watch(new, connecting=True)
+    return new
+
+
+def _refuse(sock: socket.socket) -> None:
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"wrap takes a socket.socket: not {sock!r}")
+    if sock.fileno() < 0:
+        raise ValueError("wrap takes an open socket, and this one is closed or detached")
+    if not _kernel.is_tcp(sock):
+        raise ValueError(f"wrap takes a TCP socket over IPv4 or IPv6: not {sock!r}")
+    if _kernel.is_listening(sock):
+        raise ValueError("wrap takes a client's socket, and this one listens")
+    if getattr(sock, "_io_refs", 0):
+        raise ValueError("close the files that makefile() made of this socket, then wrap it")

@@ -1,0 +1,225 @@
+"""How a connection ends: frozen choices, checked once, where they are made.
+
+Nothing here does I/O. `_closing` carries a close mode out, `_kernel` sets the options.
+"""
+
+from __future__ import annotations
+
+import math
+
+from safesock._value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal, TypeAlias
+
+    OnLoss: TypeAlias = Literal["close", "release", "keep"]
+
+# The range of TCP_KEEPIDLE and TCP_KEEPINTVL, and of l_linger on every platform.
+MOST_SECONDS = 32767
+MOST_KEEPALIVE_PROBES = 127
+# TCP_USER_TIMEOUT is an int of milliseconds.
+MOST_USER_TIMEOUT = (2**31 - 1) / 1000
+
+
+class CloseMode(Value):
+    """What `Policy(close=...)` takes: `Graceful`, `Drain`, `Linger` or `Abort`."""
+
+    __slots__ = ()
+
+
+class Graceful(CloseMode):
+    """FIN: everything that `send` accepted is delivered, and `close` does not block.
+
+    shutdown(2) with SHUT_RDWR, then unread input is taken out of the receive buffer, then close(2).
+    The standard library's `close` leaves unread input in place, for which the kernel sends RST and
+    throws away what it had not delivered yet (RFC 1122, 4.2.2.13). Input that arrives after the
+    close still has that effect: where a peer goes on talking, use `Drain`.
+    """
+
+    __slots__ = ()
+
+
+class Drain(CloseMode):
+    """FIN, then read and drop until the peer closes too; at the timeout, abort.
+
+    The "lingering close" of HTTP servers: SHUT_WR, recv(2) until end of file, close(2). It blocks
+    for up to *timeout* seconds, whatever the socket's own timeout is. A peer that has not closed by
+    then gets a RST.
+
+    Raises ValueError for a timeout that is negative, infinite or NaN.
+    """
+
+    __slots__ = ("timeout",)
+    timeout: float
+
+    def __init__(self, timeout: float = 5.0) -> None:
+        self._set(timeout=_seconds("Drain(timeout)", timeout))
+
+
+class Linger(CloseMode):
+    """SO_LINGER(1, seconds): FIN, and the kernel blocks `close` until the peer's kernel has
+    acknowledged everything, or for *seconds*. After that it goes on trying in the background.
+
+    The seconds are whole ones, 1 to 32767. It blocks also where the socket is non-blocking, so it
+    is not for event loops. Raises ValueError for other values; `Linger(0)` is called `Abort()`.
+    """
+
+    __slots__ = ("seconds",)
+    seconds: int
+
+    def __init__(self, seconds: int = 2) -> None:
+        if not isinstance(seconds, bool) and seconds == 0:
+            raise ValueError("Linger(0) sends RST: write Abort() if that is what you want")
+        self._set(seconds=_whole("Linger(seconds)", seconds, MOST_SECONDS))
+
+
+class Abort(CloseMode):
+    """RST, and nothing but a RST: unsent data is dropped, and counted.
+
+    SO_LINGER(1, 0) is set when the connection is made, so that it holds for a collected object and
+    a killed process too. `close` sends the RST by connect(2) to AF_UNSPEC, which also works
+    where a duplicate descriptor or a forked child holds the connection.
+    """
+
+    __slots__ = ()
+
+
+class KeepAlive(Value):
+    """SO_KEEPALIVE: probe a silent peer (RFC 9293, 3.8.4).
+
+    The first probe comes after *idle* seconds of silence (TCP_KEEPIDLE), the next ones every
+    *interval* seconds (TCP_KEEPINTVL); after *count* unanswered ones (TCP_KEEPCNT) the connection
+    is lost with ETIMEDOUT. Whole seconds, 1 to 32767; 1 to 127 probes; other values are a ValueError.
+    """
+
+    __slots__ = ("count", "idle", "interval")
+    idle: int
+    interval: int
+    count: int
+
+    def __init__(self, idle: int = 60, interval: int = 10, count: int = 3) -> None:
+        self._set(
+            idle=_whole("KeepAlive(idle)", idle, MOST_SECONDS),
+            interval=_whole("KeepAlive(interval)", interval, MOST_SECONDS),
+            count=_whole("KeepAlive(count)", count, MOST_KEEPALIVE_PROBES),
+        )
+
+
+class Policy(Value):
+    """One choice for the whole life of a connection. Frozen; share it freely.
+
+    close: how a connection ends: `Graceful()`, `Drain()`, `Linger()` or `Abort()`.
+    on_loss: what the call that notices the loss does.
+        "close": shutdown(2) and close(2). Input that was not read is dropped, and counted.
+        "release": ends the connection; the descriptor and the unread bytes stay with their owner,
+            for whom it behaves as a plain socket whose peer has closed.
+        "keep": nothing, for protocols that use half-open connections; the loss is only recorded.
+    watch: also notice a FIN or RST while nobody reads. It takes epoll(7), so Linux.
+    grace: seconds an owner has to react to a FIN before the watcher ends the connection for it.
+    reuse_address: SO_REUSEADDR. None: on exactly when a local port is fixed by `bind`.
+    keepalive: a `KeepAlive`, or None to leave the option alone.
+    user_timeout: seconds that sent data may stay unacknowledged (TCP_USER_TIMEOUT, RFC 5482), for a
+        peer that vanished without a FIN. None leaves the option alone.
+    nodelay: TCP_NODELAY. None leaves the option alone.
+
+    Raises ValueError for a value out of range and TypeError for one of the wrong type.
+    """
+
+    __slots__ = (
+        "close",
+        "grace",
+        "keepalive",
+        "nodelay",
+        "on_loss",
+        "reuse_address",
+        "user_timeout",
+        "watch",
+    )
+    close: CloseMode
+    on_loss: OnLoss
+    watch: bool
+    grace: float
+    reuse_address: bool | None
+    keepalive: KeepAlive | None
+    user_timeout: float | None
+    nodelay: bool | None
+
+    def __init__(
+        self,
+        close: CloseMode = Graceful(),  # noqa: B008 - it is frozen
+        on_loss: OnLoss = "close",
+        watch: bool = True,
+        grace: float = 1.0,
+        reuse_address: bool | None = None,
+        keepalive: KeepAlive | None = None,
+        user_timeout: float | None = None,
+        nodelay: bool | None = None,
+    ) -> None:
+        if not isinstance(close, CloseMode) or type(close) is CloseMode:
+            raise TypeError(
+                "Policy(close) takes Graceful(), Drain(), Linger() or Abort(), "
+                f"an instance: not {close!r}"
+            )
+        if on_loss not in ("close", "release", "keep"):
+            raise ValueError(f'Policy(on_loss) takes "close", "release" or "keep": not {on_loss!r}')
+        if not isinstance(watch, bool):
+            raise TypeError(f"Policy(watch) takes True or False: not {watch!r}")
+        if keepalive is not None and not isinstance(keepalive, KeepAlive):
+            raise TypeError(f"Policy(keepalive) takes KeepAlive(...) or None: not {keepalive!r}")
+        self._set(
+            close=close,
+            on_loss=on_loss,
+            watch=watch,
+            grace=_seconds("Policy(grace)", grace),
+            reuse_address=_flag("Policy(reuse_address)", reuse_address),
+            keepalive=keepalive,
+            user_timeout=_user_timeout(user_timeout),
+            nodelay=_flag("Policy(nodelay)", nodelay),
+        )
+
+
+def policy_or_default(policy: Policy | None) -> Policy:
+    """What a parameter `policy` means. Raises TypeError for what is no policy."""
+    if policy is None:
+        return DEFAULT
+    if not isinstance(policy, Policy):
+        raise TypeError(f"policy takes a safesock.Policy or None: not {policy!r}")
+    return policy
+
+
+def _seconds(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} takes a number of seconds: not {value!r}")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} takes a finite number of seconds, 0 or more: not {value!r}")
+    return value
+
+
+def _whole(name: str, value: float, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} takes a whole number: not {value!r}")
+    if not (1 <= value <= most) or value != int(value):
+        raise ValueError(f"{name} takes a whole number from 1 to {most}: not {value!r}")
+    return int(value)
+
+
+def _user_timeout(value: float | None) -> float | None:
+    if value is None:
+        return None
+    seconds = _seconds("Policy(user_timeout)", value)
+    if not 0.001 <= seconds <= MOST_USER_TIMEOUT:
+        raise ValueError(
+            "Policy(user_timeout) takes seconds from 0.001, the kernel's resolution, to "
+            f"{MOST_USER_TIMEOUT:.0f}, or None: not {value!r}"
+        )
+    return seconds
+
+
+def _flag(name: str, value: bool | None) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{name} takes True, False or None: not {value!r}")
+    return value
+
+
+DEFAULT = Policy()

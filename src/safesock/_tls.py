@@ -1,0 +1,229 @@
+"""TLS: `SafeSSLSocket`, and `secure`, which makes an `SSLContext` give it.
+
+An `SSLSocket` reads and writes through OpenSSL, which keeps the number of the descriptor: the TLS
+object has to be dropped before the descriptor is closed, or it would read a stranger's.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+
+from safesock import _kernel
+from safesock._connection import Connection
+from safesock._loss import Cause
+from safesock._policy import DEFAULT, Policy, policy_or_default
+from safesock._socket import SafeSocket, broken_pipe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Self, TypeVar
+
+    from typing_extensions import Buffer
+
+    Result = TypeVar("Result")
+
+
+def secure(context: ssl.SSLContext, policy: Policy | None = None) -> ssl.SSLContext:
+    """Makes `context.wrap_socket` give a `SafeSSLSocket`. Changes *context* and returns it.
+
+    A `SafeSocket` that is wrapped keeps its own policy, any other socket gets *policy*. Server-side
+    sockets are left alone. Raises TypeError for what is no SSLContext.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"secure takes an ssl.SSLContext: not {context!r}")
+    attributes = {"_context_policy": policy_or_default(policy), "__module__": "safesock"}
+    context.sslsocket_class = type("SafeSSLSocket", (SafeSSLSocket,), attributes)
+    return context
+
+
+class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
+    """An `ssl.SSLSocket` that is a `SafeSocket`: made by a context that `secure` has changed, or by
+    `wrap`.
+
+    A close_notify ends the connection as a FIN does, for it is the end of what can be read. A FIN
+    without one is told as in the standard library, and `loss.error` is the SSLEOFError also where
+    suppress_ragged_eofs hides it. `close` sends no close_notify, as in the standard library:
+    `unwrap` does. After a loss, `unwrap` does nothing and gives this socket.
+    """
+
+    __module__ = "safesock"
+
+    _context_policy = DEFAULT
+    # The SSLSocket that this one was taken over from: its TLS object works while it exists.
+    _engine: ssl.SSLSocket | None = None
+    # Of ssl.SSLSocket.
+    _sslobj: Any
+    _connected: bool
+
+    @classmethod
+    def _create(
+        cls,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | None = None,
+        context: ssl.SSLContext | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> Self:
+        connection = sock._connection if isinstance(sock, SafeSocket) else None
+        policy = sock.policy if isinstance(sock, SafeSocket) else cls._context_policy
+        # The handshake waits until the connection is governed, as it may be lost in it.
+        self: Self = super()._create(  # type: ignore[misc]
+            sock, server_side, False, suppress_ragged_eofs, server_hostname, context, session
+        )
+        self.do_handshake_on_connect = do_handshake_on_connect
+        self._policy = policy
+        try:
+            if self._sslobj is not None and not server_side:
+                self._govern(connection)
+            if self._sslobj is not None and do_handshake_on_connect:
+                if self.gettimeout() == 0.0:
+                    raise ValueError(
+                        "do_handshake_on_connect should not be specified for non-blocking sockets"
+                    )
+                self.do_handshake()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def do_handshake(self, block: bool = False) -> None:
+        """As `ssl.SSLSocket.do_handshake`; the connection may be lost in it."""
+        if self._is_gone():
+            raise broken_pipe()
+        try:
+            self._wait_for(super().do_handshake, block)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def read(self, len: int = 1024, buffer: Buffer | None = None) -> Any:
+        """As `ssl.SSLSocket.read`; b"", or 0, after a loss."""
+        nothing: Any = b"" if buffer is None else 0
+        session = self._sslobj
+        if session is None:
+            return nothing if self._is_gone() else super().read(len, buffer)
+        try:
+            arguments = (len,) if buffer is None else (len, buffer)
+            answer = self._wait_for(session.read, *arguments) or self._nothing_decrypted(len)
+        except OSError as error:
+            told = self._failed(error)
+            if told.args[0] != ssl.SSL_ERROR_EOF or not self.suppress_ragged_eofs:
+                raise told from None
+            answer = None
+        return answer or nothing
+
+    def write(self, data: Buffer) -> int:
+        """As `ssl.SSLSocket.write`; BrokenPipeError after a loss."""
+        session = self._sslobj
+        if session is None:
+            if self._is_gone():
+                raise broken_pipe()
+            return super().write(data)
+        try:
+            written: int = self._wait_for(session.write, data)
+        except OSError as error:
+            return self._unsent(error, data)
+        return written
+
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """As `ssl.SSLSocket.send`."""
+        return super().send(data, flags) if self._sslobj is None or flags else self.write(data)
+
+    def unwrap(self) -> Self:
+        """As `ssl.SSLSocket.unwrap`: close_notify, then the same socket in clear text."""
+        if self._is_gone():
+            return self
+        try:
+            self._wait_for(super().unwrap)
+        except OSError as error:
+            told = self._failed(error)
+            if self.loss is None or not isinstance(told, BrokenPipeError):
+                raise told from None
+            self._sslobj = None
+        return self
+
+    def _wait_for(self, call: Callable[..., Result], *arguments: object) -> Result:
+        """Calls OpenSSL. For a session that was taken over, the wait for the peer is done here:
+        C would wait on the descriptor of the socket that it came from."""
+        deadline = None
+        while True:
+            try:
+                return call(*arguments)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                timeout = self.gettimeout()
+                if not timeout:
+                    raise
+                deadline = deadline or time.monotonic() + timeout
+                left = max(deadline - time.monotonic(), 0.0)
+                if not _kernel.ready(self, left, write=isinstance(error, ssl.SSLWantWriteError)):
+                    raise TimeoutError("The TLS operation timed out") from None
+
+    def _nothing_decrypted(self, asked: int) -> None:
+        connection = self._governed()
+        if connection is None or not asked:
+            return
+        if connection.untold is not None:
+            raise connection.untold
+        self._lose(Cause.FIN, None)
+
+    def _cause(self, error: OSError) -> Cause | None:
+        if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+            return Cause.FIN
+        # The errno of an SSLError is OpenSSL's number, not the system's.
+        return None if isinstance(error, ssl.SSLError) else super()._cause(error)
+
+    def _decrypted(self) -> int:
+        session = getattr(self, "_sslobj", None)  # Unset until the constructor is done.
+        return 0 if session is None else session.pending()
+
+    def _let_go(self) -> int:
+        decrypted = self._decrypted()
+        self._sslobj = None
+        return decrypted
+
+    def _govern(self, connection: Connection | None) -> None:
+        if connection is None:
+            _kernel.prepare(self, self._policy)
+        self._connection = connection or Connection(self._policy)
+        self._established()
+
+    def _real_close(self) -> None:
+        if self._governed() is not None:
+            self._end_connection()
+        super()._real_close()
+
+
+def take_over(sock: ssl.SSLSocket, policy: Policy) -> SafeSSLSocket:
+    """The part of `wrap` that is TLS: the session moves, *sock* is left detached."""
+    old: Any = sock
+    timeout = sock.gettimeout()
+    new = SafeSSLSocket.__new__(SafeSSLSocket)
+    # The TLS object goes on asking the old socket for its timeout. Non-blocking there means that C
+    # never waits; whether the descriptor blocks is up to the new socket.
+    sock.settimeout(0)
+    made = (sock.family, sock.type, sock.proto)
+    SafeSocket.__init__(new, *made, fileno=sock.detach(), policy=policy)
+    new.settimeout(timeout)
+    for name in _MOVED:
+        setattr(new, name, getattr(old, name))
+    if new._sslobj is not None:
+        new._sslobj.owner = new
+        new._engine = old._engine if isinstance(old, SafeSSLSocket) and old._engine else old
+        old._sslobj = None
+    return new
+
+
+_MOVED = (
+    "_context",
+    "_session",
+    "_sslobj",
+    "_connected",
+    "server_side",
+    "server_hostname",
+    "do_handshake_on_connect",
+    "suppress_ragged_eofs",
+)

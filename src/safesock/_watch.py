@@ -1,0 +1,136 @@
+"""The watcher: one thread that notices a FIN or RST on sockets that nobody reads.
+
+epoll(7) with EPOLLRDHUP reports a FIN even behind unread bytes, and costs nothing while there is
+none. The thread starts with the first socket and is a daemon: it waits in the kernel for ever. It
+knows sockets by weak reference only. A forked child starts anew, with none of its parent's sockets.
+
+Where there is no epoll, `watch` does nothing and the next call on a socket notices its loss.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import threading
+import time
+import weakref
+
+from safesock._kernel import HAS_EPOLL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Watched(Protocol):
+        """What the watcher asks of a socket."""
+
+        def fileno(self) -> int: ...
+
+        def _peer_has_closed(self) -> float | None:
+            """Something happened: the seconds until `_step_in` is due, or None for never."""
+
+        def _step_in(self) -> float | None:
+            """The owner has not reacted: the seconds until this is to be tried again, or None."""
+
+
+_ORDER = itertools.count()
+
+
+class Watcher:
+    """The sockets that are watched, by descriptor, and what is due when."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._sockets: dict[int, weakref.ref[Watched]] = {}
+        self._due: list[tuple[float, int, int, weakref.ref[Watched]]] = []
+        threading.Thread(target=self._run, name="safesock-watcher", daemon=True).start()
+
+    def add(self, sock: Watched, connecting: bool) -> None:
+        fd = sock.fileno()
+        # One shot: what has happened is reported once, not for as long as it lasts.
+        events = select.EPOLLRDHUP | select.EPOLLONESHOT | (select.EPOLLOUT if connecting else 0)
+        try:
+            self._sockets[fd] = weakref.ref(sock)
+            self._epoll.register(fd, events)
+        except FileExistsError:
+            self._epoll.modify(fd, events)
+        except (OSError, ValueError):
+            self._sockets.pop(fd, None)  # Closed meanwhile, or no watches left: as without epoll.
+
+    def remove(self, fd: int) -> None:
+        # Explicitly: close(2) would not end it while a duplicate descriptor exists.
+        if self._sockets.pop(fd, None) is not None:
+            try:
+                self._epoll.unregister(fd)
+            except (OSError, ValueError):
+                pass
+
+    def forget(self) -> None:
+        """In a forked child: the descriptor goes, the parent's sockets stay as they are."""
+        self._epoll.close()
+
+    def _run(self) -> None:
+        while True:
+            timeout = max(self._due[0][0] - time.monotonic(), 0.0) if self._due else None
+            for fd, _ in self._epoll.poll(timeout):
+                self._handle(fd)
+            while self._due and self._due[0][0] <= time.monotonic():
+                self._step_in(*heapq.heappop(self._due)[2:])
+
+    def _handle(self, fd: int) -> None:
+        ref = self._sockets.get(fd)
+        sock = ref() if ref is not None else None
+        if ref is not None and sock is not None:
+            self._later(sock._peer_has_closed(), fd, ref)
+
+    def _step_in(self, fd: int, ref: weakref.ref[Watched]) -> None:
+        sock = ref()
+        if sock is not None and self._sockets.get(fd) is ref:
+            self._later(sock._step_in(), fd, ref)
+
+    def _later(self, seconds: float | None, fd: int, ref: weakref.ref[Watched]) -> None:
+        if seconds is not None:
+            heapq.heappush(self._due, (time.monotonic() + seconds, next(_ORDER), fd, ref))
+
+
+_watcher: Watcher | None = None
+_starting = threading.RLock()
+_fork_is_known = False
+
+
+def watch(sock: Watched, *, connecting: bool = False) -> None:
+    """Watches *sock* until `unwatch`; one whose connect goes on is first told when that is done."""
+    if not HAS_EPOLL:
+        return
+    try:
+        watcher = _watcher or _start()
+    except (OSError, RuntimeError):
+        return  # No descriptor left, or the interpreter is on its way out: as without epoll.
+    watcher.add(sock, connecting)
+
+
+def unwatch(sock: Watched) -> None:
+    """To be called before the descriptor is closed or given away."""
+    if _watcher is not None:
+        _watcher.remove(sock.fileno())
+
+
+def _start() -> Watcher:
+    global _watcher, _fork_is_known
+    with _starting:
+        if _watcher is None:
+            _watcher = Watcher()
+        if not _fork_is_known:
+            os.register_at_fork(after_in_child=_after_fork)
+            _fork_is_known = True
+        return _watcher
+
+
+def _after_fork() -> None:
+    global _watcher, _starting
+    _starting = threading.RLock()
+    if _watcher is not None:
+        _watcher.forget()
+        _watcher = None
