@@ -42,7 +42,7 @@ _RESETTABLE = frozenset(
 class Outcome(Value):
     """What was seen while a connection was ended."""
 
-    __slots__ = ("reset", "unacknowledged", "unread")
+    __slots__ = ("unacknowledged", "unread", "reset")
     unacknowledged: int | None
     unread: int | None
     reset: bool

@@ -15,7 +15,7 @@ import time
 from safesock import _closing, _kernel
 from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause, CloseReport, Loss, cause_of
-from safesock._policy import Policy
+from safesock._policy import Abort, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,16 +28,17 @@ class Connection:
     """One TCP connection under a policy. `peer` is None until it has been made."""
 
     __slots__ = (
+        "policy",
+        "peer",
+        "number",
         "born",
+        "pid",
         "fin_sent",
         "loss",
-        "number",
-        "peer",
-        "pid",
-        "policy",
         "report",
-        "send_forgiven",
         "untold",
+        "released",
+        "send_forgiven",
     )
 
     def __init__(self, policy: Policy) -> None:
@@ -51,6 +52,7 @@ class Connection:
         self.report: CloseReport | None = None
         # The error of a loss that the watcher found, for the owner's next call.
         self.untold: OSError | None = None
+        self.released = False
         self.send_forgiven = False
 
     def established(self, peer: Any) -> None:
@@ -82,11 +84,12 @@ class Connection:
     def lose(self, sock: Raw, cause: Cause, error: OSError | None, decrypted: int = 0) -> None:
         """Records the loss, once. *decrypted*: bytes that TLS holds for the owner."""
         if self.loss is None:
-            self.loss = Loss(*self._end(sock, cause, error, decrypted))
+            self.loss = Loss(**self._end(sock, cause, error, decrypted))
 
     def release(self, sock: Raw) -> bool:
         """Ends the connection and leaves the descriptor and what is unread to the owner."""
-        return self.is_elsewhere() or _closing.release(sock, self.policy.close)
+        self.released = self.is_elsewhere() or _closing.release(sock, self.policy.close)
+        return self.released
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it cannot be done yet."""
@@ -95,7 +98,7 @@ class Connection:
             return True
         error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
         cause = error and cause_of(error)
-        loss = Loss(*self._end(sock, cause or Cause.FIN, error, decrypted))
+        loss = Loss(**self._end(sock, cause or Cause.FIN, error, decrypted))
         if self.policy.on_loss != "keep" and not self.release(sock):
             return False
         self.untold = error
@@ -118,13 +121,17 @@ class Connection:
         """Everything but close(2), by the policy; None where there is nothing to do."""
         if sock.fileno() < 0 or self.is_elsewhere():
             return None
-        cause, error = (self.loss.cause, self.loss.error) if self.loss else (Cause.CLOSED, None)
+        mode, loss = self.policy.close, self.loss
+        cause, error = (loss.cause, loss.error) if loss else (Cause.CLOSED, None)
         end = self._end(sock, cause, error, decrypted)
-        outcome = _closing.finish(sock, self.policy.close)
-        unread = None if outcome.unread is None else outcome.unread + decrypted
-        return CloseReport(
-            *end[:-2], outcome.unacknowledged, unread, mode=self.policy.close, reset=outcome.reset
-        )
+        if loss and self.released and isinstance(mode, Abort):
+            # It has been reset, and the kernel has forgotten what it had counted.
+            end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
+            return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
+        outcome = _closing.finish(sock, mode)
+        end["unacknowledged"] = outcome.unacknowledged
+        end["unread"] = None if outcome.unread is None else outcome.unread + decrypted
+        return CloseReport(**end, mode=mode, reset=outcome.reset)
 
     def is_elsewhere(self) -> bool:
         """Whether the connection belongs to the process that this one was forked from."""
@@ -137,21 +144,25 @@ class Connection:
         if self.send_forgiven or loss is None or loss.cause is not Cause.FIN or self.fin_sent:
             return False
         self.send_forgiven = True
-        values = list(loss._values())
-        for field in (_SENT, _UNACKNOWLEDGED):
-            values[field] = None if values[field] is None else values[field] + size
-        self.loss = Loss(*values)
+        if loss.sent is not None and loss.unacknowledged is not None:
+            self.loss = loss._replaced(
+                sent=loss.sent + size, unacknowledged=loss.unacknowledged + size
+            )
         return True
 
     def _end(
-        self, sock: Raw, cause: Cause, error: OSError | None, decrypted: int
-    ) -> tuple[Any, ...]:
+        self, sock: Raw, cause: Cause, error: BaseException | None, decrypted: int
+    ) -> dict[str, Any]:
+        """The fields of a record of the end."""
         counts = _kernel.counts(sock, fin_sent=self.fin_sent)
-        unread = None if counts.unread is None else counts.unread + decrypted
-        local = self.loss.local if self.loss else _kernel.local_name(sock)
-        lifetime = time.monotonic() - self.born
-        kernel = (counts.sent, counts.unacknowledged, unread)
-        return (cause, error, local, self.peer, self.number, lifetime, *kernel)
-
-
-_SENT, _UNACKNOWLEDGED = Loss._fields.index("sent"), Loss._fields.index("unacknowledged")
+        return {
+            "cause": cause,
+            "error": error,
+            "local": self.loss.local if self.loss else _kernel.local_name(sock),
+            "peer": self.peer,
+            "connection": self.number,
+            "lifetime": time.monotonic() - self.born,
+            "sent": counts.sent,
+            "unacknowledged": counts.unacknowledged,
+            "unread": None if counts.unread is None else counts.unread + decrypted,
+        }

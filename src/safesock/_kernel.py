@@ -6,8 +6,8 @@ override gets in the way. What is lost where the system is not Linux:
 | | Linux | macOS | Windows |
 |---|---|---|---|
 | losses noticed by calls, `Graceful`, `Drain`, `Linger` | yes | yes | yes |
-| the watcher (epoll) | yes | no: the next call notices | no: the next call notices |
-| RST by `Abort` where a duplicate descriptor exists | yes | no: the last `close` sends it | no: as on macOS |
+| the watcher (epoll); without it the next call notices | yes | no | no |
+| RST by `Abort` | at once | by the last holder's `close` | as on macOS |
 | `sent`, `unacknowledged` in the records | yes | None | None |
 | `unread` in the records | yes | yes | None |
 | TCP_USER_TIMEOUT | yes | ignored | ignored |
@@ -28,15 +28,18 @@ import sys
 from safesock._policy import Abort, Policy
 from safesock._value import Value
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+fcntl: Any
+termios: Any
 try:
     import fcntl
     import termios
 except ImportError:  # Windows
-    fcntl = termios = None  # type: ignore[assignment]
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+    fcntl = termios = None
 
 LINUX = sys.platform == "linux"
 HAS_EPOLL = hasattr(select, "epoll")

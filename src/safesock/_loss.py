@@ -99,11 +99,11 @@ class End(Value):
 
     __slots__ = (
         "cause",
-        "connection",
         "error",
-        "lifetime",
         "local",
         "peer",
+        "connection",
+        "lifetime",
         "sent",
         "unacknowledged",
         "unread",

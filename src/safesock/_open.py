@@ -96,7 +96,7 @@ def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
     if ssl is not None and isinstance(sock, ssl.SSLSocket):
         from safesock._tls import take_over
 
-        new = take_over(sock, chosen)
+        new: SafeSocket = take_over(sock, chosen)
     else:
         timeout = sock.gettimeout()
         made = (sock.family, sock.type, sock.proto)

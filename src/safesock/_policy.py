@@ -5,8 +5,6 @@ Nothing here does I/O. `_closing` carries a close mode out, `_kernel` sets the o
 
 from __future__ import annotations
 
-import math
-
 from safesock._value import Value
 
 TYPE_CHECKING = False
@@ -15,11 +13,11 @@ if TYPE_CHECKING:
 
     OnLoss: TypeAlias = Literal["close", "release", "keep"]
 
-# The range of TCP_KEEPIDLE and TCP_KEEPINTVL, and of l_linger on every platform.
-MOST_SECONDS = 32767
-MOST_KEEPALIVE_PROBES = 127
-# TCP_USER_TIMEOUT is an int of milliseconds.
-MOST_USER_TIMEOUT = (2**31 - 1) / 1000
+# What the kernel takes: poll(2) and TCP_USER_TIMEOUT an int of milliseconds, TCP_KEEPIDLE,
+# TCP_KEEPINTVL and, on every platform, l_linger 15 bits of seconds, TCP_KEEPCNT 7 bits.
+MOST_SECONDS = (2**31 - 1) / 1000
+MOST_WHOLE_SECONDS = 32767
+MOST_PROBES = 127
 
 
 class CloseMode(Value):
@@ -47,7 +45,7 @@ class Drain(CloseMode):
     for up to *timeout* seconds, whatever the socket's own timeout is. A peer that has not closed by
     then gets a RST.
 
-    Raises ValueError for a timeout that is negative, infinite or NaN.
+    Raises ValueError for a timeout that is negative, NaN, or more than 24 days.
     """
 
     __slots__ = ("timeout",)
@@ -71,7 +69,7 @@ class Linger(CloseMode):
     def __init__(self, seconds: int = 2) -> None:
         if not isinstance(seconds, bool) and seconds == 0:
             raise ValueError("Linger(0) sends RST: write Abort() if that is what you want")
-        self._set(seconds=_whole("Linger(seconds)", seconds, MOST_SECONDS))
+        self._set(seconds=_whole("Linger(seconds)", seconds, MOST_WHOLE_SECONDS))
 
 
 class Abort(CloseMode):
@@ -90,19 +88,19 @@ class KeepAlive(Value):
 
     The first probe comes after *idle* seconds of silence (TCP_KEEPIDLE), the next ones every
     *interval* seconds (TCP_KEEPINTVL); after *count* unanswered ones (TCP_KEEPCNT) the connection
-    is lost with ETIMEDOUT. Whole seconds, 1 to 32767; 1 to 127 probes; other values are a ValueError.
+    is lost with ETIMEDOUT. Whole seconds, 1 to 32767, and 1 to 127 probes: others are a ValueError.
     """
 
-    __slots__ = ("count", "idle", "interval")
+    __slots__ = ("idle", "interval", "count")
     idle: int
     interval: int
     count: int
 
     def __init__(self, idle: int = 60, interval: int = 10, count: int = 3) -> None:
         self._set(
-            idle=_whole("KeepAlive(idle)", idle, MOST_SECONDS),
-            interval=_whole("KeepAlive(interval)", interval, MOST_SECONDS),
-            count=_whole("KeepAlive(count)", count, MOST_KEEPALIVE_PROBES),
+            idle=_whole("KeepAlive(idle)", idle, MOST_WHOLE_SECONDS),
+            interval=_whole("KeepAlive(interval)", interval, MOST_WHOLE_SECONDS),
+            count=_whole("KeepAlive(count)", count, MOST_PROBES),
         )
 
 
@@ -128,13 +126,13 @@ class Policy(Value):
 
     __slots__ = (
         "close",
-        "grace",
-        "keepalive",
-        "nodelay",
         "on_loss",
-        "reuse_address",
-        "user_timeout",
         "watch",
+        "grace",
+        "reuse_address",
+        "keepalive",
+        "user_timeout",
+        "nodelay",
     )
     close: CloseMode
     on_loss: OnLoss
@@ -191,15 +189,15 @@ def policy_or_default(policy: Policy | None) -> Policy:
 def _seconds(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} takes a number of seconds: not {value!r}")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} takes a finite number of seconds, 0 or more: not {value!r}")
+    if not 0 <= value <= MOST_SECONDS:
+        raise ValueError(f"{name} takes seconds from 0 to {MOST_SECONDS:.0f}: not {value!r}")
     return value
 
 
 def _whole(name: str, value: float, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} takes a whole number: not {value!r}")
-    if not (1 <= value <= most) or value != int(value):
+    if not 1 <= value <= most or value != int(value):
         raise ValueError(f"{name} takes a whole number from 1 to {most}: not {value!r}")
     return int(value)
 
@@ -208,10 +206,10 @@ def _user_timeout(value: float | None) -> float | None:
     if value is None:
         return None
     seconds = _seconds("Policy(user_timeout)", value)
-    if not 0.001 <= seconds <= MOST_USER_TIMEOUT:
+    if seconds < 0.001:
         raise ValueError(
-            "Policy(user_timeout) takes seconds from 0.001, the kernel's resolution, to "
-            f"{MOST_USER_TIMEOUT:.0f}, or None: not {value!r}"
+            "Policy(user_timeout) takes at least 0.001 seconds, the kernel's resolution, or None "
+            f"to leave it alone: not {value!r}"
         )
     return seconds
 

@@ -18,17 +18,18 @@ from safesock._policy import Policy, policy_or_default
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any, BinaryIO, Self
+    from typing import Any, Self
 
     from typing_extensions import Buffer
 
-# Looked up once: attribute access on the hot path is what it is all about.
+# Looked up once: on the hot path every attribute counts. Windows has no recvmsg and sendmsg.
 _recv, _recv_into = Raw.recv, Raw.recv_into
 _recvfrom, _recvfrom_into = Raw.recvfrom, Raw.recvfrom_into
-_recvmsg, _recvmsg_into = getattr(Raw, "recvmsg", None), getattr(Raw, "recvmsg_into", None)
-_send, _sendall, _sendto = Raw.send, Raw.sendall, Raw.sendto
-_sendmsg = getattr(Raw, "sendmsg", None)
-
+_send, _sendall = Raw.send, Raw.sendall
+_sendto: Any = Raw.sendto
+_recvmsg: Any = getattr(Raw, "recvmsg", None)
+_recvmsg_into: Any = getattr(Raw, "recvmsg_into", None)
+_sendmsg: Any = getattr(Raw, "sendmsg", None)
 _finalize: Any = Raw.__del__  # type: ignore[attr-defined]
 
 # Reads that do not speak of the stream: an empty answer to them is not its end.
@@ -91,12 +92,12 @@ class SafeSocket(socket.socket):
     @property
     def loss(self) -> Loss | None:
         """How the connection was lost, or None while it is not known to be."""
-        return self._connection and self._connection.loss
+        return None if self._connection is None else self._connection.loss
 
     @property
     def close_report(self) -> CloseReport | None:
         """How the connection was closed, or None while it is open."""
-        return self._connection and self._connection.report
+        return None if self._connection is None else self._connection.report
 
     def __repr__(self) -> str:
         connection = self._connection
@@ -289,19 +290,21 @@ class SafeSocket(socket.socket):
     def sendto(self, data: Buffer, *flags_and_address: Any) -> int:
         """sendto(2)."""
         try:
-            return _sendto(self, data, *flags_and_address)
+            sent: int = _sendto(self, data, *flags_and_address)
         except OSError as error:
             return self._unsent(error, data)
+        return sent
 
     def sendmsg(self, buffers: Iterable[Buffer], *args: Any) -> int:
         """sendmsg(2)."""
         buffers = tuple(buffers)
         try:
-            return _sendmsg(self, buffers, *args)
+            sent: int = _sendmsg(self, buffers, *args)
         except OSError as error:
             return self._unsent(error, *buffers)
+        return sent
 
-    def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """As in the standard library: sendfile(2), or `send` where that is not possible."""
         if self._is_gone():
             raise broken_pipe()

@@ -57,6 +57,8 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
     # Of ssl.SSLSocket.
     _sslobj: Any
     _connected: bool
+    do_handshake_on_connect: bool
+    suppress_ragged_eofs: bool
 
     @classmethod
     def _create(
@@ -108,7 +110,9 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
             return nothing if self._is_gone() else super().read(len, buffer)
         try:
             arguments = (len,) if buffer is None else (len, buffer)
-            answer = self._wait_for(session.read, *arguments) or self._nothing_decrypted(len)
+            answer = self._wait_for(session.read, *arguments)
+            if not answer and len:
+                self._read_to_end()
         except OSError as error:
             told = self._failed(error)
             if told.args[0] != ssl.SSL_ERROR_EOF or not self.suppress_ragged_eofs:
@@ -162,13 +166,12 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
                 if not _kernel.ready(self, left, write=isinstance(error, ssl.SSLWantWriteError)):
                     raise TimeoutError("The TLS operation timed out") from None
 
-    def _nothing_decrypted(self, asked: int) -> None:
+    def _read_to_end(self) -> None:
         connection = self._governed()
-        if connection is None or not asked:
-            return
-        if connection.untold is not None:
+        if connection is not None and connection.untold is not None:
             raise connection.untold
-        self._lose(Cause.FIN, None)
+        if connection is not None:
+            self._lose(Cause.FIN, None)
 
     def _cause(self, error: OSError) -> Cause | None:
         if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
