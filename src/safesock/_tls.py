@@ -12,9 +12,10 @@ import time
 
 from safesock import _kernel
 from safesock._connection import Connection
+from safesock._governed import broken_pipe
 from safesock._loss import Cause
 from safesock._policy import DEFAULT, Policy, policy_or_default
-from safesock._socket import SafeSocket, broken_pipe
+from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

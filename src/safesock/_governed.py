@@ -1,0 +1,304 @@
+"""A socket whose TCP connection is governed: made, watched, lost and closed by its policy.
+
+What its calls mean for the connection is decided in `_connection`; here it is acted on, with the
+descriptor. `SafeSocket` adds the reads and writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from safesock import _kernel, _watch
+from safesock._connection import Connection
+from safesock._kernel import Raw
+from safesock._loss import Cause, CloseReport, Loss, cause_of
+from safesock._policy import Policy, policy_or_default
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+_finalize: Any = Raw.__del__  # type: ignore[attr-defined]
+
+# Seconds until the watcher tries again what it could not do.
+_RETRY = 0.1
+
+
+class GovernedSocket(socket.socket):
+    """All of `SafeSocket` but reading and writing."""
+
+    __slots__ = ("_connection", "_policy")
+
+    _connection: Connection | None
+    _policy: Policy
+    # Of socket.socket: closed by its owner, and the number of open files made of it.
+    _closed: bool
+    _io_refs: int
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        policy: Policy | None = None,
+    ) -> None:
+        self._connection = None
+        self._policy = policy_or_default(policy)
+        super().__init__(family, type, proto, fileno)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that this socket was made with."""
+        return self._policy
+
+    @property
+    def loss(self) -> Loss | None:
+        """How the connection was lost, or None while it is not known to be."""
+        return None if self._connection is None else self._connection.loss
+
+    @property
+    def close_report(self) -> CloseReport | None:
+        """How the connection was closed, or None while it is open."""
+        return None if self._connection is None else self._connection.report
+
+    def __repr__(self) -> str:
+        connection = self._connection
+        if connection is None or connection.peer is None:
+            return super().__repr__()
+        state = None if self._is_closed() else _kernel.tcp_state(self)
+        news = f", state={state.name}" if state else ""
+        if connection.loss is not None:
+            news += f", lost by {connection.loss.cause.name}"
+        return f"{super().__repr__()[:-1]}{news}, close={self._policy.close!r}>"
+
+    # Making a connection -------------------------------------------------------------------
+
+    def bind(self, address: Any, /) -> None:
+        """bind(2). A fixed TCP port gets SO_REUSEADDR, or what the policy's reuse_address says."""
+        if _kernel.is_tcp(self):
+            chosen = self._policy.reuse_address
+            fixed = isinstance(address, tuple) and len(address) > 1 and address[1] != 0
+            if chosen is not None or fixed:
+                _kernel.set_reuse_address(self, chosen is None or chosen)
+        super().bind(address)
+
+    def connect(self, address: Any, /) -> None:
+        """connect(2), after the policy's options have been set."""
+        self._before_connect()
+        try:
+            super().connect(address)
+        except OSError as error:
+            self._connect_failed(error.errno or errno.ETIMEDOUT)
+            raise
+        self._established()
+
+    def connect_ex(self, address: Any, /) -> int:
+        """As `connect`, but gives the errno instead of raising it."""
+        self._before_connect()
+        result = super().connect_ex(address)
+        if result:
+            self._connect_failed(result)
+        else:
+            self._established()
+        return result
+
+    def getsockopt(self, *args: Any) -> Any:
+        """getsockopt(2). SO_ERROR, with which a non-blocking connect ends, and by which a loss may
+        be told, is taken note of."""
+        try:
+            value = super().getsockopt(*args)
+        except OSError:
+            self._refuse_if_gone()
+            raise
+        if args == (socket.SOL_SOCKET, socket.SO_ERROR) and self._connection is not None:
+            return self._socket_error(value)
+        return value
+
+    def _before_connect(self) -> None:
+        self._refuse_if_gone()
+        if self._connection is None and _kernel.is_tcp(self):
+            _kernel.prepare(self, self._policy)
+            self._connection = Connection(self._policy)
+
+    def _established(self) -> None:
+        connection = self._connection
+        if connection is not None and connection.peer is None:
+            connection.established(_kernel.peer_name(self) or "unknown")
+            if self._policy.watch:
+                _watch.watch(self)
+
+    def _connect_failed(self, number: int) -> None:
+        if self._connection is None:
+            return
+        if number == errno.EISCONN:
+            self._established()
+        elif number in _kernel.CONNECT_GOES_ON and self._policy.watch:
+            _watch.watch(self, connecting=True)
+
+    def _governed(self) -> Connection | None:
+        """The connection, if it has been made."""
+        connection = self._connection
+        if connection is not None and connection.peer is None and _kernel.was_established(self):
+            self._established()
+        return connection if connection is not None and connection.peer is not None else None
+
+    def _socket_error(self, number: int) -> int:
+        connection = self._governed()
+        if connection is None:
+            return number
+        if connection.untold is not None:
+            number, connection.untold = connection.untold.errno or 0, None
+        if number:
+            self._failed(_kernel.os_error(number))
+        return number
+
+    # Losing and closing ------------------------------------------------------------------------
+
+    def shutdown(self, how: int, /) -> None:
+        """shutdown(2). After a loss by FIN it does nothing, as there is nothing left to do."""
+        try:
+            super().shutdown(how)
+        except OSError:
+            loss = self.loss
+            if loss is None or loss.cause is not Cause.FIN or self._is_closed():
+                self._refuse_if_gone()
+                raise
+        if self._connection is not None and how != socket.SHUT_RD:
+            self._connection.fin_sent = True
+
+    def detach(self) -> int:
+        """Gives the descriptor away: safesock no longer governs it."""
+        _watch.unwatch(self)
+        return super().detach()
+
+    def dup(self) -> Self:
+        """A duplicate, which is not governed; closing this socket ends the connection of both."""
+        duplicate = super().dup()
+        duplicate._policy = self._policy
+        return duplicate
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)  # Unset when __init__ raised.
+        if connection is not None and self._governed() is not None:
+            _watch.unwatch(self)
+            connection.finish(self, self._decrypted())
+        _finalize(self)
+
+    def _real_close(self, *args: Any) -> None:
+        if self._connection is not None and self._governed() is not None:
+            self._end_connection()
+        else:
+            _watch.unwatch(self)
+            super()._real_close(*args)  # type: ignore[misc]
+
+    def _end_connection(self) -> None:
+        assert self._connection is not None
+        _watch.unwatch(self)
+        self._connection.close(self, self._let_go())
+
+    def _lose(self, cause: Cause, error: OSError | None) -> None:
+        """The owner is being told of the loss: what the policy says is done now."""
+        connection = self._connection
+        assert connection is not None
+        connection.lose(self, cause, error, self._decrypted())
+        if self._policy.on_loss == "close":
+            self._end_connection()
+        elif self._policy.on_loss == "release":
+            connection.release(self)
+
+    def _failed(self, error: OSError) -> OSError:
+        """After a call that failed: is it the end? The error to raise, which is the one that the
+        watcher kept, where the kernel has nothing left to say but that it is over."""
+        connection = self._governed()
+        cause = self._cause(error)
+        if connection is None or cause is None:
+            return error
+        if connection.untold is not None:
+            error, connection.untold = connection.untold, None
+        if connection.loss is not None or connection.is_over_by(self, error, cause):
+            self._lose(cause, error)
+        return error
+
+    def _cause(self, error: OSError) -> Cause | None:
+        return cause_of(error)
+
+    def _decrypted(self) -> int:
+        """The bytes that have left the kernel and not reached the owner."""
+        return 0
+
+    def _let_go(self) -> int:
+        """Drops what else holds the descriptor, and gives what `_decrypted` gave."""
+        return 0
+
+    # For the watcher -----------------------------------------------------------------------------
+
+    def _peer_has_closed(self) -> float | None:
+        if self._connection is not None and self._connection.peer is None:
+            self._governed()  # Its connect is done, and if it was made it is now watched for FIN.
+            return None
+        return self._policy.grace
+
+    def _step_in(self) -> float | None:
+        if self._connection is None or self._connection.step_in(self):
+            return None
+        return max(self._policy.grace, _RETRY)
+
+    # After a loss -------------------------------------------------------------------------------
+
+    def getpeername(self) -> Any:
+        """getpeername(2), which the kernel refuses once a connection has ended."""
+        connection = self._connection
+        if connection is None or connection.loss is None or self._is_closed():
+            return super().getpeername()
+        return connection.loss.peer
+
+    def getsockname(self) -> Any:
+        """getsockname(2)."""
+        connection = self._connection
+        if connection is None or connection.loss is None or self._is_closed():
+            return super().getsockname()
+        return connection.loss.local
+
+    def settimeout(self, value: float | None, /) -> None:
+        """As in the standard library."""
+        try:
+            super().settimeout(value)
+        except OSError:
+            if not self._is_gone():
+                raise
+
+    def setblocking(self, flag: bool, /) -> None:
+        """As in the standard library."""
+        try:
+            super().setblocking(flag)
+        except OSError:
+            if not self._is_gone():
+                raise
+
+    def setsockopt(self, *args: Any) -> None:
+        """setsockopt(2). SO_LINGER is overruled by the policy when the socket is closed."""
+        try:
+            super().setsockopt(*args)
+        except OSError:
+            self._refuse_if_gone()
+            raise
+
+    def _is_closed(self) -> bool:
+        """Whether the owner has closed it, and all its files."""
+        return self._closed and self._io_refs <= 0
+
+    def _is_gone(self) -> bool:
+        """Whether the loss has been told and the descriptor closed, but not yet by the owner."""
+        return self.fileno() < 0 and self._connection is not None and not self._is_closed()
+
+    def _refuse_if_gone(self) -> None:
+        if self._is_gone():
+            raise OSError(errno.ENOTCONN, "the connection was lost and closed: see sock.loss")
+
+
+def broken_pipe() -> OSError:
+    """What sending raises after a loss."""
+    return _kernel.os_error(errno.EPIPE)
