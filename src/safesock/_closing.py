@@ -74,7 +74,8 @@ def release(sock: Raw, mode: CloseMode) -> bool:
     if _kernel.counts(sock).unread and not _kernel.replay(sock):
         return False
     _kernel.disconnect(sock)
-    # A disconnected socket would answer ENOTCONN; after this it answers as one at end of file.
+    # A disconnected socket answers ECONNRESET, then ENOTCONN; after this, as one at end of file.
+    _kernel.take_error(sock)
     _kernel.shutdown(sock, _socket.SHUT_RDWR)
     return True
 

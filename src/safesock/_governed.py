@@ -13,7 +13,7 @@ from safesock import _kernel, _watch
 from safesock._connection import Connection
 from safesock._kernel import Raw
 from safesock._loss import Cause, CloseReport, Loss, cause_of
-from safesock._policy import Policy, policy_or_default
+from safesock._policy import CloseMode, Policy, mode_by_linger, policy_or_default
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class GovernedSocket(socket.socket):
 
     @property
     def policy(self) -> Policy:
-        """The policy that this socket was made with."""
+        """The policy of this socket."""
         return self._policy
 
     @property
@@ -279,12 +279,21 @@ class GovernedSocket(socket.socket):
                 raise
 
     def setsockopt(self, *args: Any) -> None:
-        """setsockopt(2). SO_LINGER is overruled by the policy when the socket is closed."""
+        """setsockopt(2). SO_LINGER changes the policy of this socket: (1, 0) is `Abort`, other
+        seconds are `Linger`, and off is `Graceful` where it was one of these."""
         try:
             super().setsockopt(*args)
         except OSError:
             self._refuse_if_gone()
             raise
+        linger = _kernel.linger_in(args)
+        if linger is not None:
+            self._close_by(mode_by_linger(self._policy.close, *linger))
+
+    def _close_by(self, mode: CloseMode) -> None:
+        self._policy = self._policy._replaced(close=mode)
+        if self._connection is not None:
+            self._connection.policy = self._policy
 
     def _is_closed(self) -> bool:
         """Whether the owner has closed it, and all its files."""

@@ -159,6 +159,8 @@ def counts(sock: Raw, *, fin_sent: bool = False) -> Counts:
 
 def set_linger(sock: Raw, seconds: int | None) -> None:
     """SO_LINGER: None is off, 0 makes the last close(2) send RST."""
+    if seconds == 0:
+        _load_connect()  # Whoever aborts is going to need it.
     choice = _LINGER.pack(seconds is not None, seconds or 0)
     try:
         Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_LINGER, choice)
@@ -166,11 +168,18 @@ def set_linger(sock: Raw, seconds: int | None) -> None:
         pass  # Somebody else has closed it.
 
 
+def linger_in(option: tuple[Any, ...]) -> tuple[bool, int] | None:
+    """On or off, and the seconds, when these arguments of setsockopt(2) are about SO_LINGER."""
+    if option[:2] != (_socket.SOL_SOCKET, _socket.SO_LINGER):
+        return None
+    on, seconds = _LINGER.unpack_from(option[2])
+    return bool(on), seconds
+
+
 def prepare(sock: Raw, policy: Policy) -> None:
     """Sets the options that have to be there before the connection is."""
     if isinstance(policy.close, Abort):
         set_linger(sock, 0)
-        _load_connect()
     if policy.reuse_address is not None:
         set_reuse_address(sock, policy.reuse_address)
     if policy.nodelay is not None:
@@ -230,7 +239,10 @@ def read_now(sock: Raw, buffer: bytearray) -> int | None:
 
 def take_error(sock: Raw) -> OSError | None:
     """The error that waits for the next call (SO_ERROR), which no longer gets it."""
-    number = Raw.getsockopt(sock, _socket.SOL_SOCKET, _socket.SO_ERROR)
+    try:
+        number = Raw.getsockopt(sock, _socket.SOL_SOCKET, _socket.SO_ERROR)
+    except OSError:
+        return None  # Somebody else has closed it.
     return os_error(number) if number else None
 
 

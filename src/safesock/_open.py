@@ -37,31 +37,29 @@ def create_connection(
     chosen = policy_or_default(policy)
     host, port = address
     errors: list[OSError] = []
-    for family, type_, proto, _, sockaddr in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
-        try:
-            return _connect(family, type_, proto, sockaddr, timeout, source_address, chosen)
-        except OSError as error:
-            errors.append(error)
     try:
+        for *made, _, sockaddr in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+            try:
+                return _connect(made, sockaddr, timeout, source_address, chosen)
+            except OSError as error:
+                errors.append(error)
         if not errors:
             raise OSError(f"{host!r} resolves to no address")
         if all_errors:
             raise ExceptionGroup("create_connection failed", errors)
         raise errors[-1]
     finally:
-        errors.clear()  # Its frames are in their tracebacks: a reference cycle.
+        errors.clear()  # Their tracebacks hold this frame: a reference cycle.
 
 
 def _connect(
-    family: int,
-    type_: int,
-    proto: int,
+    made: list[Any],
     sockaddr: Any,
     timeout: float | None,
     source_address: tuple[str, int] | None,
     policy: Policy,
 ) -> SafeSocket:
-    sock = SafeSocket(family, type_, proto, policy=policy)
+    sock = SafeSocket(*made, policy=policy)
     try:
         if timeout is not _NOT_GIVEN:
             sock.settimeout(timeout)

@@ -177,6 +177,15 @@ class Policy(Value):
         )
 
 
+def mode_by_linger(mode: CloseMode, on: bool, seconds: int) -> CloseMode:
+    """The close mode of somebody who had *mode* and sets SO_LINGER by hand."""
+    if not on:
+        return Graceful() if isinstance(mode, (Abort, Linger)) else mode
+    if seconds == 0:
+        return Abort()
+    return Linger(seconds if 0 < seconds < MOST_WHOLE_SECONDS else MOST_WHOLE_SECONDS)
+
+
 def policy_or_default(policy: Policy | None) -> Policy:
     """What a parameter `policy` means. Raises TypeError for what is no policy."""
     if policy is None:

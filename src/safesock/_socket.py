@@ -63,7 +63,9 @@ class SafeSocket(GovernedSocket):
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         """recv(2)."""
         try:
-            return _recv(self, bufsize, flags) or self._nothing(b"", bufsize, flags)
+            # Two calls, as passing on a flag that is not there costs a tenth of the whole.
+            data = _recv(self, bufsize, flags) if flags else _recv(self, bufsize)
+            return data or self._nothing(data, bufsize, flags)
         except OSError as error:
             if self._told(error):
                 return b""
@@ -144,7 +146,7 @@ class SafeSocket(GovernedSocket):
     def send(self, data: Buffer, flags: int = 0, /) -> int:
         """send(2)."""
         try:
-            return _send(self, data, flags)
+            return _send(self, data, flags) if flags else _send(self, data)
         except OSError as error:
             return self._unsent(error, data)
 

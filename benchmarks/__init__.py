@@ -1,0 +1,1 @@
+"""What safesock costs, as ratios to the standard library within one run: `python -m benchmarks`."""
