@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
+
+from safesock import Policy, SafeSocket, create_connection
 
 EOF, RESET = "eof", "reset"
 TIMEOUT = 20.0
@@ -57,10 +61,15 @@ class PeerEnd:
 
 
 class Peer:
-    """A listening socket on loopback."""
+    """A listening socket, on loopback unless *host* says otherwise."""
 
-    def __init__(self, family: int = socket.AF_INET, receive_buffer: int | None = None) -> None:
-        host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    def __init__(
+        self,
+        family: int = socket.AF_INET,
+        receive_buffer: int | None = None,
+        host: str | None = None,
+    ) -> None:
+        host = host or ("127.0.0.1" if family == socket.AF_INET else "::1")
         self.listener = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer is not None:  # Before the connection: it decides the window.
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -78,6 +87,14 @@ class Peer:
         sock, _ = self.listener.accept()
         self.ends.append(PeerEnd(sock))
         return self.ends[-1]
+
+    @contextmanager
+    def connected(
+        self, policy: Policy | None = None, timeout: float | None = TIMEOUT
+    ) -> Iterator[tuple[SafeSocket, PeerEnd]]:
+        """A SafeSocket and the other end of its connection."""
+        with create_connection(self.address, timeout, policy=policy) as sock:
+            yield sock, self.accept()
 
     def close(self) -> None:
         for end in self.ends:

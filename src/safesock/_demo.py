@@ -152,8 +152,7 @@ def _idle_pools(show: Show, size: int) -> int:
     show.look("a request on each")
     show.watch("idle", BEAT, lambda *_: True)
     server.close_on_all()
-    show.look("the server closes them")
-    if not show.watch("idle", 0, lambda plain, _: plain.close_wait == size):
+    if not show.watch("the server closes them", 0, lambda plain, _: plain.close_wait == size):
         raise CannotShowError("/proc/net/tcp does not show this process's sockets in CLOSE_WAIT")
     show.watch("idle", IDLE, lambda _, safe: safe.close_wait == 0)
     idle = show.look("still idle")[1].close_wait
@@ -169,7 +168,7 @@ def _idle_pools(show: Show, size: int) -> int:
 def _fixed_port(show: Show) -> tuple[int, int]:
     """Act 2. Gives safesock's port, and how often it was used."""
     screen = show.screen
-    ports = _free_port(), _free_port()
+    ports = _free_ports()
     screen.say()
     screen.say(f"2. {TURNS} connections, one after the other, from one fixed local port", "bold")
     screen.say(ports_head(*ports), "dim")
@@ -240,11 +239,15 @@ def _pool_size(screen: Screen) -> int:
     return size
 
 
-def _free_port() -> int:
-    """A local port that nobody uses; if possible none that the kernel gives to others."""
-    for port in (*random.sample(range(10_000, 30_000), 50), 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((HOST, port))
-            name: tuple[str, int] = probe.getsockname()
-            return name[1]
-    raise CannotShowError(f"no local port of {HOST} is free")
+def _free_ports() -> tuple[int, int]:
+    """Two local ports that nobody uses; if possible none that the kernel gives to others."""
+    free: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for port in (*random.sample(range(10_000, 30_000), 20), 0, 0):
+            probe = stack.enter_context(socket.socket())  # Bound, so that the next is another.
+            with contextlib.suppress(OSError):
+                probe.bind((HOST, port))
+                free.append(probe.getsockname()[1])
+            if len(free) == 2:
+                return free[0], free[1]
+    raise CannotShowError(f"no two local ports of {HOST} are free")

@@ -59,9 +59,14 @@ def counts(*groups: Collection[int]) -> list[Count]:
 
 
 def state_of_port(port: int) -> TcpState | None:
-    """The state of the connection from this local port, None when there is none."""
-    states = [entry.state for entry in _entries() if entry.local_port == port]
-    return TcpState(states[0]) if states else None
+    """The state of the connection from this local port, None when there is none.
+
+    This process's own, if it has one; else that of another, or one that nobody holds any more.
+    """
+    own = set(sockets())
+    states = {entry.inode in own: entry.state for entry in _entries() if entry.local_port == port}
+    state = states.get(True, states.get(False))
+    return None if state is None else TcpState(state)
 
 
 def free_descriptors() -> int:

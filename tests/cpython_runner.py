@@ -1,0 +1,175 @@
+"""Runs one module of CPython's own tests, and writes what became of each test as JSON.
+
+    python -P cpython_runner.py MODULE MODE RESULT.json [NAME ...]
+
+MODE says what the module finds when it is imported: see `Mode`. With names (a test id, or what it
+begins with), only those tests run. It is a script of its own, as what it replaces cannot be put
+back, and as `ssl` must not be there yet in one of the modes.
+"""
+
+from __future__ import annotations
+
+import enum
+import faulthandler
+import fcntl
+import importlib
+import json
+import os
+import socket
+import sys
+import time
+import unittest
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import safesock
+
+# Everything but what would leave this machine, or needs one that is rich or has a display.
+RESOURCES = ("cpu", "decimal", "subprocess", "tzdata", "walltime")
+DEADLINE = 500
+
+Error = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+
+
+class Mode(enum.StrEnum):
+    """What the tests run on."""
+
+    PLAIN = "plain"
+    SAFE = "safe"
+    """`socket.socket` is `SafeSocket`, `ssl` is as it was."""
+    BEFORE_SSL = "before-ssl"
+    """As SAFE, and `ssl` is imported afterwards: its `SSLSocket` is made of `SafeSocket`."""
+    TLS = "tls"
+    """As SAFE, and every `SSLContext` gives a `SafeSSLSocket`."""
+
+
+def replace(mode: Mode) -> None:
+    if mode in (Mode.SAFE, Mode.TLS):
+        import ssl
+    if mode is not Mode.PLAIN:
+        assert mode is not Mode.BEFORE_SSL or "ssl" not in sys.modules
+        socket.socket = safesock.SafeSocket  # type: ignore[misc]
+    if mode is Mode.TLS:
+        ssl.SSLContext.sslsocket_class = safesock.SafeSSLSocket
+
+
+def connections_so_far() -> int:
+    """The connections that safesock has governed in this process; this call makes one of them.
+
+    It also starts the watcher's thread: a suite that looks for threads left behind by a test would
+    blame the first one that connects.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, safesock.SafeSocket() as sock:
+        sock.connect(listener.getsockname())
+    assert sock.close_report is not None
+    return sock.close_report.connection
+
+
+class Outcomes(unittest.TestResult):
+    """What became of each test, by its id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self.details: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self._began = 0.0
+        self._turn = os.open(__file__, os.O_RDONLY)
+
+    def startTest(self, test: unittest.TestCase) -> None:  # noqa: N802
+        super().startTest(test)
+        print(test.id(), flush=True)
+        if "VSOCK" in test.id():  # On a port that is always the same, for the whole machine.
+            fcntl.flock(self._turn, fcntl.LOCK_EX)
+        self._began = time.monotonic()
+
+    def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
+        super().stopTest(test)
+        fcntl.flock(self._turn, fcntl.LOCK_UN)
+        self.seconds[test.id()] = time.monotonic() - self._began
+
+    def _note(self, test: Any, outcome: str, error: Error | None = None) -> None:
+        name = test.id()
+        # What went wrong stays, whatever comes after it (a failing test whose tearDown passes).
+        if self.found.get(name, "pass") == "pass" or outcome.startswith(("fail", "error")):
+            self.found[name] = outcome
+        if error is not None:
+            text = self._exc_info_to_string(error, test)  # type: ignore[attr-defined]
+            self.details[name] = self.details.get(name, "") + text
+
+    def addSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
+        self._note(test, "pass")
+
+    def addFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
+        self._note(test, "fail", err)
+
+    def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
+        self._note(test, "error", err)
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:  # noqa: N802
+        self._note(test, f"skip: {reason}")
+
+    def addExpectedFailure(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
+        self._note(test, "expected failure", err)
+
+    def addUnexpectedSuccess(self, test: unittest.TestCase) -> None:  # noqa: N802
+        self._note(test, "unexpected success")
+
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
+        if err is None:
+            self._note(subtest, "pass")
+        else:
+            failed = issubclass(err[0], test.failureException)
+            self._note(subtest, "fail" if failed else "error", err)
+
+
+def flat(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    for item in suite:
+        if isinstance(item, unittest.TestSuite):
+            yield from flat(item)
+        else:
+            yield item
+
+
+def selected(suite: unittest.TestSuite, wanted: list[str]) -> unittest.TestSuite:
+    if not wanted:
+        return suite
+    return unittest.TestSuite(
+        test for test in flat(suite) if any(f"{test.id()}.".startswith(f"{n}.") for n in wanted)
+    )
+
+
+def run(name: str, wanted: list[str]) -> dict[str, Any]:
+    support: Any = importlib.import_module("test.support")
+    os_helper: Any = importlib.import_module("test.support.os_helper")
+    support.use_resources = list(RESOURCES)
+    unraisable: list[str] = []
+    sys.unraisablehook = lambda args: unraisable.append(f"{args.exc_value!r} in {args.object!r}")
+    outcomes = Outcomes()
+    with os_helper.temp_cwd():
+        module = importlib.import_module(f"test.{name}")
+        suite = unittest.defaultTestLoader.loadTestsFromModule(module)
+        selected(suite, wanted).run(outcomes)
+        support.gc_collect()
+    return {
+        "outcomes": outcomes.found,
+        "details": outcomes.details,
+        "seconds": outcomes.seconds,
+        "altered": support.environment_altered,
+        "unraisable": unraisable,
+    }
+
+
+def main(name: str, mode: str, result: str, *wanted: str) -> None:
+    faulthandler.dump_traceback_later(DEADLINE, exit=True)
+    before = connections_so_far() if mode != Mode.PLAIN else 0
+    replace(Mode(mode))
+    answer = run(name, list(wanted))
+    answer["connections"] = connections_so_far() - before - 1 if before else 0
+    with open(result, "w", encoding="utf-8") as file:
+        json.dump(answer, file, indent=1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

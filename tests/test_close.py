@@ -1,0 +1,707 @@
+"""close: from anywhere, at any moment, as often as one likes; and sockets that nobody closes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import kernel
+import pytest
+from kernel import wait_until
+from peer import EOF, RESET, TIMEOUT, Peer, PeerEnd
+from process import Script
+
+from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, create_connection
+from safesock._policy import CloseMode
+
+MODES = [Graceful(), Drain(0.2), Linger(1), Abort()]
+# The RST that ends a Drain comes after the FIN, which a reader sees.
+SEEN = {Graceful: EOF, Drain: EOF, Linger: EOF, Abort: RESET}
+# Unless the data in front of the FIN has not been delivered.
+SEEN_WHEN_FULL = SEEN | {Drain: RESET}
+by_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: type(mode).__name__)
+by_timeout = pytest.mark.parametrize("timeout", [None, 60.0], ids=["blocking", "timeout"])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_open(peer: Peer) -> Iterator[None]:
+    before = kernel.descriptors()
+    yield
+    for end in peer.ends:
+        end.close()
+    left = kernel.descriptors() - before
+    # The watcher's own is made once.
+    assert [
+        link for fd in left if "eventpoll" not in (link := os.readlink(f"/proc/self/fd/{fd}"))
+    ] == []
+
+
+def connect(peer: Peer, mode: CloseMode, timeout: float | None = TIMEOUT) -> SafeSocket:
+    return create_connection(peer.address, timeout, policy=Policy(mode))
+
+
+def addresses(sock: socket.socket) -> tuple[Any, Any]:
+    return sock.getsockname(), sock.getpeername()
+
+
+def wait_until_gone(ends: tuple[Any, Any]) -> None:
+    """Until the kernel has nothing left that could be used, or that would stay for ever."""
+    harmless = (None, "TIME_WAIT", "FIN_WAIT1", "FIN_WAIT2")
+    wait_until(lambda: kernel.state(*ends) in harmless, f"not {kernel.state(*ends)}")
+
+
+def fill(sock: socket.socket) -> int:
+    """Sends until the buffers are full; how many bytes that took."""
+    timeout, count = sock.gettimeout(), 0
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            count += socket.socket.send(sock, bytes(65536))
+    sock.settimeout(timeout)
+    return count
+
+
+class Blocked:
+    """A thread in a call that does not return by itself. `result`: what it gave or raised."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.result: object = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.result = self._call()
+        except Exception as error:
+            self.result = error
+
+    def __enter__(self) -> Blocked:
+        self._thread.start()
+        wait_until(lambda: kernel.is_asleep(self._thread), "it blocks")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), "it was not woken"
+
+
+@contextlib.contextmanager
+def signal_when_blocked(act: Callable[[], object]) -> Iterator[None]:
+    """Once this thread blocks in the kernel, a signal interrupts it, whose handler does *act*."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        handled.append(True)
+        act()
+
+    def send() -> None:
+        wait_until(lambda: kernel.is_asleep(blocked), "it blocks")
+        signal.pthread_kill(blocked_ident, signal.SIGUSR1)
+
+    handled: list[bool] = []
+    blocked, blocked_ident = threading.current_thread(), threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handle)
+    sender = threading.Thread(target=send)
+    try:
+        sender.start()
+        yield
+    finally:
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+        assert handled
+
+
+def assert_reset_after_the_fin(end: PeerEnd) -> None:
+    assert end.read_to_end() == (b"", EOF)
+    assert end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+# Threads -----------------------------------------------------------------------------------------
+
+
+def in_recv(sock: SafeSocket) -> tuple[Callable[[], object], Callable[[], None]]:
+    return partial(sock.recv, 10), sock.close
+
+
+def in_recv_into(sock: SafeSocket) -> tuple[Callable[[], object], Callable[[], None]]:
+    return partial(sock.recv_into, bytearray(10)), sock.close
+
+
+def in_readline(sock: SafeSocket) -> tuple[Callable[[], object], Callable[[], None]]:
+    file = sock.makefile("rb", buffering=0)
+    sock.close()
+    return file.readline, file.close
+
+
+def in_buffered_readline(sock: SafeSocket) -> tuple[Callable[[], object], Callable[[], None]]:
+    """Whose own close would wait for the reader to let go of the buffer."""
+    file = sock.makefile("rb")
+    sock.close()
+    return file.readline, file.raw.close
+
+
+@by_mode
+@by_timeout
+@pytest.mark.parametrize("start", [in_recv, in_recv_into, in_readline, in_buffered_readline])
+def test_close_wakes_a_blocked_reader(
+    peer: Peer,
+    mode: CloseMode,
+    timeout: float | None,
+    start: Callable[[SafeSocket], tuple[Callable[[], object], Callable[[], None]]],
+) -> None:
+    sock = connect(peer, mode, timeout)
+    ends, end = addresses(sock), peer.accept()
+    read, close = start(sock)
+    with Blocked(read) as reader:
+        close()
+    assert not reader.result or isinstance(reader.result, OSError)
+    assert sock.fileno() == -1
+    assert sock.loss is None
+    assert sock.close_report is not None
+    wait_until_gone(ends)
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+
+
+@by_mode
+@by_timeout
+def test_close_wakes_a_sender_with_full_buffers(
+    peer: Peer, mode: CloseMode, timeout: float | None
+) -> None:
+    sock = connect(peer, mode, timeout)
+    ends, end, count = addresses(sock), peer.accept(), fill(sock)
+    with Blocked(partial(sock.send, bytes(65536))) as sender:
+        sock.close()
+    assert isinstance(sender.result, OSError)
+    assert sock.loss is None
+    data, seen = end.read_to_end()
+    assert seen == SEEN_WHEN_FULL[type(mode)]
+    assert seen == RESET or count <= len(data) <= count + 65536
+    wait_until_gone(ends)
+
+
+def test_drain_is_done_as_soon_as_the_peer_closes(peer: Peer) -> None:
+    sock = connect(peer, Drain(60))
+    end = peer.accept()
+    with Blocked(sock.close) as closing:
+        end.say(b"dropped")
+        assert end.read_to_end() == (b"", EOF)
+        end.fin()
+    assert closing.result is None
+    assert sock.close_report is not None
+    assert not sock.close_report.reset
+    assert sock.close_report.unread == 7
+
+
+@by_mode
+def test_close_twice_leaves_the_next_owner_of_the_number_alone(peer: Peer, mode: CloseMode) -> None:
+    sock = connect(peer, mode)
+    fd, end = sock.fileno(), peer.accept()
+    sock.close()
+    report = sock.close_report
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stranger:
+        assert stranger.fileno() == fd
+        sock.close()
+        stranger.connect(peer.address)
+        sock.close()
+        assert kernel.state_of(stranger) == "ESTABLISHED"
+    assert sock.close_report is report
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+
+
+def bystander(stop: threading.Event) -> int:
+    """Goes on opening descriptors and using them: a close that hits one of them shows."""
+    rounds = 0
+    while not stop.is_set() or not rounds:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.sendall(b"x")
+            assert theirs.recv(1) == b"x"
+            rounds += 1
+    return rounds
+
+
+@by_mode
+def test_close_from_eight_threads_at_once(peer: Peer, mode: CloseMode) -> None:
+    stop, errors = threading.Event(), list[BaseException]()
+
+    def guarded(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    def close(sock: SafeSocket, barrier: threading.Barrier) -> None:
+        barrier.wait(TIMEOUT)
+        sock.close()
+
+    other = threading.Thread(target=guarded, args=[partial(bystander, stop)])
+    other.start()
+    try:
+        for turn in range(10):
+            sock, barrier = connect(peer, mode), threading.Barrier(8)
+            ends, end = addresses(sock), peer.accept()
+            if turn % 2:
+                end.say(b"unread")
+            calls = [partial(guarded, partial(close, sock, barrier)) for _ in range(8)]
+            threads = [threading.Thread(target=call) for call in calls]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(TIMEOUT)
+                assert not thread.is_alive()
+            assert sock.fileno() == -1
+            assert sock.loss is None
+            wait_until_gone(ends)
+            assert end.read_to_end() == (b"", SEEN[type(mode)])
+    finally:
+        stop.set()
+        other.join(TIMEOUT)
+    assert errors == []
+
+
+# Signals -----------------------------------------------------------------------------------------
+
+
+@by_mode
+@by_timeout
+@pytest.mark.parametrize("call", ["recv", "send"])
+def test_close_in_a_signal_handler_that_interrupts_a_call(
+    peer: Peer, mode: CloseMode, timeout: float | None, call: str
+) -> None:
+    sock = connect(peer, mode, timeout)
+    ends, end = addresses(sock), peer.accept()
+    if call == "send":
+        fill(sock)
+    with signal_when_blocked(sock.close), contextlib.suppress(OSError):
+        answer = sock.recv(10) if call == "recv" else sock.send(bytes(65536))
+        assert not answer
+    assert sock.fileno() == -1
+    assert sock.loss is None
+    wait_until_gone(ends)
+    assert end.read_to_end()[1] == (SEEN if call == "recv" else SEEN_WHEN_FULL)[type(mode)]
+
+
+def test_close_in_a_signal_handler_that_interrupts_close(peer: Peer) -> None:
+    sock = connect(peer, Drain(0.5))
+    ends, end = addresses(sock), peer.accept()
+    with signal_when_blocked(sock.close):
+        sock.close()
+    assert sock.fileno() == -1
+    wait_until_gone(ends)
+    assert_reset_after_the_fin(end)
+
+
+def test_keyboard_interrupt_in_a_drain_leaves_nothing(peer: Peer) -> None:
+    sock = connect(peer, Drain(60))
+    ends, end = addresses(sock), peer.accept()
+    with signal_when_blocked(interrupt), pytest.raises(KeyboardInterrupt):
+        sock.close()
+    assert sock.fileno() == -1
+    assert kernel.state(*ends) is None
+    assert_reset_after_the_fin(end)
+    sock.close()
+
+
+def test_keyboard_interrupt_while_a_drain_is_collected_leaves_nothing(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: errors.append(event.exc_type))
+    sock = connect(peer, Drain(60))
+    fd, ends, end = sock.fileno(), addresses(sock), peer.accept()
+    with signal_when_blocked(interrupt), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del sock
+    assert errors == [KeyboardInterrupt]
+    assert fd not in kernel.descriptors()
+    assert kernel.state(*ends) is None
+    assert_reset_after_the_fin(end)
+
+
+@by_mode
+def test_keyboard_interrupt_at_any_moment_of_close_leaves_nothing(
+    peer: Peer, mode: CloseMode
+) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    delays, interrupted = random.Random(1), 0
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        for _ in range(40):
+            sock = connect(peer, mode)
+            ends, end = addresses(sock), peer.accept()
+            end.half_close() if isinstance(mode, Drain) else end.say(b"unread")
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delays.uniform(1e-6, 2e-4))
+                sock.close()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.getitimer(signal.ITIMER_REAL)  # A last chance for the handler, in here.
+            except KeyboardInterrupt:
+                interrupted += 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                del sock
+            wait_until_gone(ends)
+            assert end.read_to_end()[1] in (EOF, SEEN[type(mode)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted
+
+
+# Collected ---------------------------------------------------------------------------------------
+
+
+@by_mode
+@pytest.mark.parametrize("unread", [b"", b"unread"])
+def test_collected_socket_ends_by_its_policy(peer: Peer, mode: CloseMode, unread: bytes) -> None:
+    sock = connect(peer, mode)
+    ends, end = addresses(sock), peer.accept()
+    count = fill(sock)
+    if unread:
+        end.say(unread)
+        sock.recv(1, socket.MSG_PEEK)
+    with pytest.warns(ResourceWarning, match="unclosed <safesock.SafeSocket") as caught:
+        del sock
+    assert len(caught) == 1
+    data, seen = end.read_to_end()
+    assert seen == SEEN_WHEN_FULL[type(mode)]
+    assert seen == RESET or len(data) == count
+    wait_until_gone(ends)
+
+
+@by_mode
+def test_collected_in_a_reference_cycle(peer: Peer, mode: CloseMode) -> None:
+    class Client:
+        def __init__(self) -> None:
+            self.sock = connect(peer, mode)
+            self.itself = self
+
+    dead, end = weakref.ref(Client()), peer.accept()
+    with pytest.warns(ResourceWarning):
+        gc.collect()
+    assert dead() is None
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+
+
+@by_mode
+def test_exception_that_holds_the_frame_keeps_the_connection_for_as_long(
+    peer: Peer, mode: CloseMode
+) -> None:
+    def fail() -> None:
+        sock = connect(peer, mode)
+        raise RuntimeError(sock.getpeername())
+
+    held = None
+    try:
+        fail()
+    except RuntimeError as error:
+        held = error
+    end = peer.accept()
+    assert kernel.state(end.sock.getpeername(), peer.address) == "ESTABLISHED"
+    assert held.__traceback__
+    with pytest.warns(ResourceWarning):
+        del held
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+
+
+@by_mode
+def test_closed_socket_is_collected_without_a_warning(peer: Peer, mode: CloseMode) -> None:
+    sock = connect(peer, mode)
+    end = peer.accept()
+    sock.close()
+    dead = weakref.ref(sock)
+    del sock
+    assert dead() is None
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+
+
+FAILING: dict[str, Callable[[SafeSocket], object]] = {
+    "recv": lambda sock: sock.recv(10),
+    "recv_into": lambda sock: sock.recv_into(bytearray(10)),
+    "recvfrom": lambda sock: sock.recvfrom(10),
+    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(10)),
+    "recvmsg": lambda sock: sock.recvmsg(10),
+    "recvmsg_into": lambda sock: sock.recvmsg_into([bytearray(10)]),
+    "send": lambda sock: sock.send(b"x"),
+    "sendall": lambda sock: sock.sendall(b"x"),
+    "sendmsg": lambda sock: sock.sendmsg([b"x"]),
+    "sendto": lambda sock: sock.sendto(b"x", ("127.0.0.1", 9)),
+    "getsockopt": lambda sock: sock.getsockopt(-1, -1),
+    "setsockopt": lambda sock: sock.setsockopt(-1, -1, 1),
+}
+
+
+@pytest.mark.parametrize("how", ["would block", "reset", "reset, noted by the watcher"])
+@pytest.mark.parametrize("call", FAILING.values(), ids=FAILING)
+def test_a_call_that_failed_does_not_keep_the_socket_alive(
+    peer: Peer, call: Callable[[SafeSocket], object], how: str
+) -> None:
+    policy = Policy(grace=0.0 if how.endswith("watcher") else 60.0)
+    sock = create_connection(peer.address, TIMEOUT, policy=policy)
+    end = peer.accept()
+    fill(sock)
+    sock.setblocking(False)
+    if how != "would block":
+        end.rst()
+        wait_until(lambda: kernel.state_of(sock) == "CLOSE")
+    if how.endswith("watcher"):
+        wait_until(lambda: sock.loss is not None)
+    failed = False
+    try:
+        call(sock)
+    except OSError:
+        failed = True
+    assert failed
+    dead = weakref.ref(sock)
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del sock
+            alive = dead() is not None
+            gc.collect()
+        assert not alive
+    finally:
+        gc.enable()
+
+
+# The interpreter's exit, and the end of the process ----------------------------------------------
+
+CONNECT = """
+import atexit, json, os, sys, threading, safesock
+from safesock import Abort, Drain, Graceful, Linger
+def connect():
+    policy = safesock.Policy({mode}, watch={watch})
+    sock = safesock.create_connection((sys.argv[1], int(sys.argv[2])), 60, policy=policy)
+    sock.recv(1, 2)  # MSG_PEEK: there is unread input.
+    sock.setblocking(False)
+    count = 0
+    try:
+        while True:
+            count += sock.send(bytes(65536))
+    except BlockingIOError:
+        print(count, flush=True)
+    return sock
+"""
+PLACES = {
+    "global": "sock = connect()",
+    "another module": "json.sock = connect()",
+    "a function that exits": """
+def main():
+    sock = connect()
+    sys.exit()
+main()
+""",
+    "a cycle": """
+class Client: pass
+client = Client()
+client.itself, client.sock = client, connect()
+""",
+    "a thread": """
+def run(): sock = connect()
+threading.Thread(target=run).start()
+""",
+    "a daemon thread": """
+def run():
+    sock = connect()
+    connected.set()
+    threading.Event().wait()
+connected = threading.Event()
+threading.Thread(target=run, daemon=True).start()
+connected.wait()
+""",
+    "an exit handler": """
+@atexit.register
+def last():
+    global sock
+    sock = connect()
+""",
+    "a file": "file = connect().makefile('rwb')",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("mode", [Graceful(), Abort()], ids=["Graceful", "Abort"])
+@pytest.mark.parametrize("watch", [True, False], ids=["watched", "unwatched"])
+def test_interpreter_exit_ends_what_is_open(
+    peer: Peer, place: str, mode: CloseMode, watch: bool
+) -> None:
+    """Graceful: all that was sent arrives, though there is unread input. Abort: RST."""
+    with Script(CONNECT.format(mode=mode, watch=watch) + PLACES[place], *peer.address) as script:
+        end = peer.accept()
+        end.say(b"unread")
+        count = int(script.join())
+        data, seen = end.read_to_end()
+    assert count
+    assert seen == SEEN[type(mode)]
+    assert seen == RESET or len(data) == count
+
+
+def test_interpreter_exit_drains(peer: Peer) -> None:
+    with Script(CONNECT.format(mode=Drain(60), watch=True) + "s = connect()", *peer.address) as it:
+        end = peer.accept()
+        end.say(b"unread")
+        count = int(it.read_line())
+        assert (len(end.read(count)), end.read_to_end()) == (count, (b"", EOF))
+        end.say(b"more")
+        end.fin()
+        it.join()
+
+
+def test_abort_holds_for_a_killed_process(peer: Peer) -> None:
+    text = CONNECT.format(mode=Abort(), watch=True) + "sock = connect()\ninput()"
+    with Script(text, *peer.address) as script:
+        end = peer.accept()
+        end.say(b"unread")
+        wait_until(lambda: end.sock.recv(1, socket.MSG_PEEK))
+        os.kill(script.pid, signal.SIGKILL)
+        assert end.read_to_end()[1] == RESET
+
+
+# Whatever has happened before --------------------------------------------------------------------
+
+
+def nothing(_sock: SafeSocket, _end: PeerEnd) -> None: ...
+
+
+def reset(sock: SafeSocket, end: PeerEnd) -> None:
+    end.rst()
+    wait_until(lambda: kernel.state_of(sock) == "CLOSE")
+
+
+def reset_and_told(sock: SafeSocket, end: PeerEnd) -> None:
+    end.rst()
+    with pytest.raises(ConnectionResetError):
+        sock.recv(10)
+
+
+def peer_closed(sock: SafeSocket, end: PeerEnd) -> None:
+    end.fin()
+    wait_until(lambda: kernel.state_of(sock) == "CLOSE_WAIT")
+
+
+def shut_down(sock: SafeSocket, _end: PeerEnd) -> None:
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def closed_behind_its_back(sock: SafeSocket, _end: PeerEnd) -> None:
+    os.close(sock.fileno())
+
+
+def detached(sock: SafeSocket, _end: PeerEnd) -> None:
+    os.close(sock.detach())
+
+
+@by_mode
+@pytest.mark.parametrize(
+    "before",
+    [nothing, reset, reset_and_told, peer_closed, shut_down, closed_behind_its_back, detached],
+)
+def test_close_never_raises(
+    peer: Peer, mode: CloseMode, before: Callable[[SafeSocket, PeerEnd], None]
+) -> None:
+    sock = connect(peer, mode)
+    ends = addresses(sock)
+    before(sock, peer.accept())
+    sock.close()
+    sock.close()
+    assert sock.fileno() == -1
+    wait_until_gone(ends)
+
+
+@by_mode
+def test_close_before_and_during_a_connect(peer: Peer, mode: CloseMode) -> None:
+    SafeSocket(policy=Policy(mode)).close()
+    sock = SafeSocket(policy=Policy(mode))
+    sock.setblocking(False)
+    sock.connect_ex(peer.address)
+    sock.close()
+    assert sock.fileno() == -1
+    assert peer.accept().read_to_end() == (b"", SEEN[type(mode)])
+
+
+@by_mode
+def test_with_statement_ends_by_the_policy(peer: Peer, mode: CloseMode) -> None:
+    with connect(peer, mode) as sock:
+        end = peer.accept()
+        sock.sendall(b"all")
+        assert end.read(3) == b"all"
+    assert sock.fileno() == -1
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+
+
+@by_mode
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_with_statement_that_an_exception_leaves(
+    peer: Peer, mode: CloseMode, kind: type[BaseException]
+) -> None:
+    with pytest.raises(kind, match="^mine$"), connect(peer, mode) as sock:
+        end = peer.accept()
+        raise kind("mine")
+    assert sock.fileno() == -1
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+
+
+# makefile ----------------------------------------------------------------------------------------
+
+
+@by_mode
+@pytest.mark.parametrize("files_first", [False, True], ids=["socket first", "files first"])
+def test_files_keep_the_connection_until_the_last_is_closed(
+    peer: Peer, mode: CloseMode, files_first: bool
+) -> None:
+    sock = connect(peer, mode)
+    ends, end = addresses(sock), peer.accept()
+    reader, writer = sock.makefile("rb"), sock.makefile("wb")
+    closers = [sock.close, reader.close] if not files_first else [reader.close, writer.close]
+    for close in closers:
+        close()
+        assert kernel.state(*ends) == "ESTABLISHED"
+        assert sock.close_report is None
+    if not files_first:
+        writer.write(b"through the file")
+        writer.flush()
+        assert end.read(16) == b"through the file"
+        writer.close()
+    else:
+        sock.close()
+    assert sock.fileno() == -1
+    assert sock.close_report is not None
+    assert sock.close_report.mode == mode
+    assert end.read_to_end() == (b"", SEEN[type(mode)])
+    sock.close()
+    reader.close()
+    writer.close()
+
+
+@by_mode
+def test_last_file_that_is_collected_ends_by_the_policy(peer: Peer, mode: CloseMode) -> None:
+    sock = connect(peer, mode)
+    end = peer.accept()
+    file = sock.makefile("rb")
+    sock.close()
+    del sock
+    end.say(b"still there\n")
+    assert file.readline() == b"still there\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del file
+    assert end.read_to_end() == (b"", SEEN[type(mode)])

@@ -1,0 +1,140 @@
+"""The layers of the package: who may import whom, and what stays in one place."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import safesock
+
+PACKAGE = Path(safesock.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES = 450
+
+# Each imports from those before it only. `__init__` collects what is public.
+LAYERS = [
+    "_value",
+    "_policy",
+    "_loss",
+    "_kernel",
+    "_closing",
+    "_connection",
+    "_watch",
+    "_governed",
+    "_socket",
+    "_tls",
+    "_open",
+    "__init__",
+    "_demo_kernel",
+    "_demo_server",
+    "_demo_screen",
+    "_demo",
+    "cli",
+    "__main__",
+]
+# What only _kernel knows: options, ioctl(2) requests.
+OPTION = re.compile(r"(SO_|TCP_|SIOC|FION|TIOC)[A-Z_]+")
+KERNEL_MODULES = {"ctypes", "fcntl", "struct", "termios"}
+
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The names of all modules, or of what is in them, that are imported anywhere in a file."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layers_imported(tree: ast.AST) -> set[str]:
+    """The files of the package that are imported."""
+    found = set()
+    for name in imported(tree):
+        first, _, rest = name.partition(".")
+        if first == "safesock":
+            layer = rest.partition(".")[0]
+            found.add(layer if (PACKAGE / f"{layer}.py").exists() else "__init__")
+    return found
+
+
+def words(tree: ast.AST) -> set[str]:
+    """The names that a file uses, also as strings, as getattr takes them."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.alias):
+            found.add(node.name)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+@each_file
+def test_imports_point_to_earlier_layers_only(file: Path) -> None:
+    assert file.stem in LAYERS, "a new file: give it a place in LAYERS"
+    allowed = LAYERS[: LAYERS.index(file.stem)]
+    assert layers_imported(parse(file)) <= set(allowed)
+
+
+def test_every_layer_is_there() -> None:
+    assert {file.stem for file in FILES} == set(LAYERS)
+
+
+@each_file
+def test_files_are_short(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) < MOST_LINES
+
+
+@each_file
+def test_only_kernel_names_socket_options_and_requests(file: Path) -> None:
+    tree = parse(file)
+    options = {word for word in words(tree) if OPTION.fullmatch(word)}
+    modules = {name.partition(".")[0] for name in imported(tree)} & KERNEL_MODULES
+    if file.stem == "_kernel":
+        assert {"SO_LINGER", "TCP_INFO", "FIONREAD", "TIOCOUTQ"} <= options
+        assert modules == KERNEL_MODULES
+    else:
+        assert not options
+        assert not modules
+
+
+HEAVY = {"asyncio", "tenacity", "ssl", "ctypes", "rich", "psutil"}
+IMPORT = """
+import os, sys, threading
+before, descriptors = set(sys.modules), os.listdir("/proc/self/fd")
+import safesock
+print(*sorted(set(sys.modules) - before))
+assert threading.active_count() == 1, threading.enumerate()
+assert os.listdir("/proc/self/fd") == descriptors
+"""
+
+
+def test_import_loads_nothing_heavy_and_starts_nothing() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "safesock._socket" in loaded
+    assert not {name.partition(".")[0] for name in loaded} & HEAVY
+
+
+@pytest.mark.parametrize("name", safesock.__all__)
+def test_everything_public_is_there_and_says_what_it_is(name: str) -> None:
+    assert getattr(safesock, name).__doc__
+    assert name in dir(safesock)
