@@ -91,28 +91,35 @@ class Network:
         self.service.ip(f"address add {SERVICE}/32 dev lo")
 
     def lose_the_network(self) -> None:
-        """The router says by ICMP that it knows no such network."""
+        """The router says by ICMP that it knows no such network, for a few packets a second."""
         self._speak_icmp()
         self.vanish()
 
     def become_unreachable(self) -> None:
-        """The router says by ICMP that there is no such host."""
+        """The router says by ICMP that there is no such host: on the cable where it should be,
+        nobody answers ARP."""
         self._speak_icmp()
         self.vanish()
-        self.service.ip(f"route add unreachable {SERVICE}")
+        self.service.ip(
+            "link add eth1 type veth peer name eth2",
+            "link set eth1 up",
+            "link set eth2 up",
+            f"route add {SERVICE} dev eth1",
+        )
+        _give_up_arp_soon(self.service, "eth1")
 
     def become_reachable(self) -> None:
-        self.service.ip(f"route delete unreachable {SERVICE}")
+        self.service.ip("link delete eth1")
         self.come_back()
 
     def _speak_icmp(self) -> None:
         self.service.sysctl("ipv4.ip_forward", 1)
-        self.service.sysctl("ipv4.icmp_ratelimit", 0)
+        self.service.sysctl("ipv4.ip_early_demux", 0)  # A packet for a socket is not forwarded.
+        self.service.sysctl("ipv4.icmp_ratemask", 0)  # No rate limit for any type.
 
     def lose_the_router(self) -> None:
         """The next hop answers no ARP."""
-        self.client.sysctl("ipv4.neigh.eth0.retrans_time_ms", 50)
-        self.client.sysctl("ipv4.neigh.eth0.mcast_solicit", 1)
+        _give_up_arp_soon(self.client, "eth0")
         self.service.ip("link set eth0 arp off")
         self.client.ip(f"neighbour delete {ROUTER} dev eth0")
 
@@ -125,6 +132,11 @@ class Network:
 
     def undeafen_the_client(self) -> None:
         self.service.ip(f"route delete blackhole {CLIENT}/32")
+
+
+def _give_up_arp_soon(host: Namespace, device: str) -> None:
+    host.sysctl(f"ipv4.neigh.{device}.retrans_time_ms", 50)
+    host.sysctl(f"ipv4.neigh.{device}.mcast_solicit", 1)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import errno
 import itertools
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import kernel
@@ -108,6 +108,7 @@ class Disaster(NamedTuple):
     sends: bytes
     number: int
     cause: Cause
+    calls: Iterable[str] = CALLS
 
 
 DISASTERS = {
@@ -134,12 +135,14 @@ DISASTERS = {
         errno.EHOSTUNREACH,
         Cause.UNREACHABLE,
     ),
+    # Two connections only, as the router limits the rate of these.
     "ICMP net unreachable": Disaster(
         Network.lose_the_network,
         {"user_timeout": QUICK},
         DATA,
         errno.ENETUNREACH,
         Cause.UNREACHABLE,
+        ["recv"],
     ),
 }
 
@@ -156,21 +159,22 @@ def test_every_call_tells_of_it_as_on_a_plain_socket(
 ) -> None:
     """Two connections for each call, plain and safe, all lost at once."""
     disaster = DISASTERS[name]
+    calls = {name: CALLS[name] for name in disaster.calls}
     policy = Policy(on_loss=on_loss, watch=False, **disaster.options)
     with contextlib.ExitStack() as stack:
-        plain = {name: stack.enter_context(unguarded(network, remote, policy)) for name in CALLS}
-        safe = {name: connect(policy).sock for name in CALLS}
+        plain = {name: stack.enter_context(unguarded(network, remote, policy)) for name in calls}
+        safe = {name: connect(policy).sock for name in calls}
         names = {name: (sock.getsockname(), sock.getpeername()) for name, sock in safe.items()}
         disaster.happens(network)
         for sock in (*plain.values(), *safe.values()):
             sock.sendall(disaster.sends)
         for sock in (*plain.values(), *safe.values()):
             over(sock)
-        expected = {name: answer(call, plain[name]) for name, call in CALLS.items()}
-    assert {name: answer(call, safe[name]) for name, call in CALLS.items()} == expected
+        expected = {name: answer(call, plain[name]) for name, call in calls.items()}
+    assert {name: answer(call, safe[name]) for name, call in calls.items()} == expected
     assert expected["recv"][1] == disaster.number
     causes = {name: loss_of(sock).cause for name, sock in safe.items()}
-    assert causes == dict.fromkeys(CALLS, disaster.cause)
+    assert causes == dict.fromkeys(calls, disaster.cause)
     for name, guarded in safe.items():
         loss = loss_of(guarded)
         assert (loss.local, loss.peer) == names[name]
@@ -195,7 +199,7 @@ def test_a_call_that_waits_hears_of_it(network: Network, connect: Connect) -> No
         sock.recv(1)
     assert caught.value.errno == errno.ETIMEDOUT
     assert loss_of(sock).cause is Cause.TIMEOUT
-    assert loss_of(sock).error is caught.value
+    assert repr(loss_of(sock).error) == repr(caught.value)
     assert sock.fileno() == -1
 
 
@@ -332,7 +336,7 @@ def test_closing_after_a_loss_reports_the_loss(network: Network, connect: Connec
     assert sock.close_report is None
     sock.close()
     report, loss = report_of(sock), loss_of(sock)
-    assert (report.cause, report.error) == (Cause.TIMEOUT, loss.error)
+    assert (report.cause, repr(report.error)) == (Cause.TIMEOUT, repr(loss.error))
     assert (report.sent, report.unacknowledged) == (len(DATA), len(DATA))
 
 

@@ -63,16 +63,16 @@ def finish(sock: Raw, mode: CloseMode) -> Outcome:
 def release(sock: Raw, mode: CloseMode) -> bool:
     """Ends a connection that the peer has closed; the owner may read what is left, then b"".
 
-    Never blocks. False, and nothing done, for an `Abort` that would destroy more unread input than
-    can be kept.
+    Never blocks. False, and nothing done, for an `Abort` that can not yet be had without throwing
+    unread input away.
     """
     if not isinstance(mode, Abort):
         _kernel.shutdown(sock, _socket.SHUT_RDWR)
         return True
     if _kernel.tcp_state(sock) in _OVER:
         return True
-    if _kernel.counts(sock).unread and not _kernel.replay(sock):
-        return False
+    if _kernel.counts(sock).unread:
+        return _kernel.reset_keeping_input(sock)
     _kernel.disconnect(sock)
     # A disconnected socket answers ECONNRESET, then ENOTCONN; after this, as one at end of file.
     _kernel.take_error(sock)

@@ -8,6 +8,7 @@ and the close sequences may be run again.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import time
@@ -15,7 +16,7 @@ import time
 from safesock import _closing, _kernel
 from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause, CloseReport, Loss, cause_of
-from safesock._policy import Abort, Policy
+from safesock._policy import Abort, Drain, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Connection:
 
     __slots__ = (
         "policy",
+        "asked",
         "peer",
         "number",
         "born",
@@ -41,11 +43,13 @@ class Connection:
         "send_forgiven",
     )
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, asked: Any = None) -> None:
         self.policy = policy
+        # The address that connect was given, in case the kernel no longer tells the peer's.
+        self.asked = asked
         self.peer: Any = None
         self.number = 0
-        self.born = 0.0
+        self.born = time.monotonic()
         self.pid = os.getpid()
         self.fin_sent = False
         self.loss: Loss | None = None
@@ -58,9 +62,9 @@ class Connection:
     def established(self, peer: Any) -> None:
         """The connection was made."""
         if self.peer is None:
-            self.peer = peer
+            self.peer = peer or self.asked or "unknown"
+            self.asked = None
             self.number = next(_numbers)
-            self.born = time.monotonic()
 
     def is_over(self, sock: Raw) -> bool:
         """Whether a read that gave nothing means that the peer has closed.
@@ -88,28 +92,46 @@ class Connection:
 
     def release(self, sock: Raw) -> bool:
         """Ends the connection and leaves the descriptor and what is unread to the owner."""
-        self.released = self.is_elsewhere() or _closing.release(sock, self.policy.close)
+        if not self.released:
+            # Before, not after: a call that comes in between is told what it is to be told.
+            self.released = True
+            self.released = self.is_elsewhere() or _closing.release(sock, self.policy.close)
         return self.released
 
-    def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
+    def step_in(self, sock: Raw) -> bool:
         """For an owner that has not reacted to a loss. False: it cannot be done yet."""
         state = _kernel.tcp_state(sock)
         if self.loss is not None or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
         error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
-        cause = error and cause_of(error)
-        loss = Loss(**self._end(sock, cause or Cause.FIN, error, decrypted))
-        if self.policy.on_loss != "keep" and not self.release(sock):
-            return False
         self.untold = error
-        self.loss = loss
+        cause = (error and cause_of(error)) or Cause.FIN
+        self.lose(sock, cause, error)
+        if self.policy.on_loss != "keep" and not self.release(sock):
+            self.loss = None
+            return False
         return True
+
+    def settle(self, sock: Raw) -> None:
+        """After a release that took the kernel a while: its error is ours, not for the owner."""
+        if self.released and _kernel.tcp_state(sock) is TcpState.CLOSE:
+            _kernel.take_error(sock)
+
+    def was_ended_here(self, cause: Cause | None) -> bool:
+        """Whether an error, which speaks of *cause*, comes of our own `release` after a FIN: the
+        owner is to be told what a plain socket tells whose peer has closed."""
+        loss = self.loss
+        return bool(cause and self.released and loss and loss.cause is Cause.FIN)
 
     def close(self, sock: Raw, decrypted: int = 0) -> None:
         """By the policy, and close(2). In a forked child it is only close(2)."""
         report = None
         try:
             report = self.finish(sock, decrypted)
+        except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
+            drains = isinstance(self.policy.close, Drain)
+            _closing.finish(sock, Abort() if drains else self.policy.close)
+            raise
         finally:
             try:
                 Raw.close(sock)
@@ -157,7 +179,8 @@ class Connection:
         counts = _kernel.counts(sock, fin_sent=self.fin_sent)
         return {
             "cause": cause,
-            "error": error,
+            # Without the traceback, which would keep the owner's frames, and so the socket, alive.
+            "error": copy.copy(error),
             "local": self.loss.local if self.loss else _kernel.local_name(sock),
             "peer": self.peer,
             "connection": self.number,

@@ -78,6 +78,7 @@ class GovernedSocket(socket.socket):
 
     def bind(self, address: Any, /) -> None:
         """bind(2). A fixed TCP port gets SO_REUSEADDR, or what the policy's reuse_address says."""
+        self._refuse_if_gone()
         if _kernel.is_tcp(self):
             chosen = self._policy.reuse_address
             fixed = isinstance(address, tuple) and len(address) > 1 and address[1] != 0
@@ -87,7 +88,7 @@ class GovernedSocket(socket.socket):
 
     def connect(self, address: Any, /) -> None:
         """connect(2), after the policy's options have been set."""
-        self._before_connect()
+        self._before_connect(address)
         try:
             super().connect(address)
         except OSError as error:
@@ -97,7 +98,7 @@ class GovernedSocket(socket.socket):
 
     def connect_ex(self, address: Any, /) -> int:
         """As `connect`, but gives the errno instead of raising it."""
-        self._before_connect()
+        self._before_connect(address)
         result = super().connect_ex(address)
         if result:
             self._connect_failed(result)
@@ -117,16 +118,16 @@ class GovernedSocket(socket.socket):
             return self._socket_error(value)
         return value
 
-    def _before_connect(self) -> None:
+    def _before_connect(self, address: Any) -> None:
         self._refuse_if_gone()
         if self._connection is None and _kernel.is_tcp(self):
             _kernel.prepare(self, self._policy)
-            self._connection = Connection(self._policy)
+            self._connection = Connection(self._policy, address)
 
     def _established(self) -> None:
         connection = self._connection
         if connection is not None and connection.peer is None:
-            connection.established(_kernel.peer_name(self) or "unknown")
+            connection.established(_kernel.peer_name(self))
             if self._policy.watch:
                 _watch.watch(self)
 
@@ -149,8 +150,9 @@ class GovernedSocket(socket.socket):
         connection = self._governed()
         if connection is None:
             return number
-        if connection.untold is not None:
-            number, connection.untold = connection.untold.errno or 0, None
+        untold, connection.untold = connection.untold, None
+        if untold is not None:
+            number = untold.errno or 0
         if number:
             self._failed(_kernel.os_error(number))
         return number
@@ -176,16 +178,19 @@ class GovernedSocket(socket.socket):
 
     def dup(self) -> Self:
         """A duplicate, which is not governed; closing this socket ends the connection of both."""
+        self._refuse_if_gone()
         duplicate = super().dup()
         duplicate._policy = self._policy
         return duplicate
 
     def __del__(self) -> None:
         connection = getattr(self, "_connection", None)  # Unset when __init__ raised.
-        if connection is not None and self._governed() is not None:
-            _watch.unwatch(self)
-            connection.finish(self, self._decrypted())
-        _finalize(self)
+        try:
+            if connection is not None and self._governed() is not None:
+                _watch.unwatch(self)
+                connection.finish(self, self._decrypted())
+        finally:
+            _finalize(self)  # The ResourceWarning, and close(2).
 
     def _real_close(self, *args: Any) -> None:
         if self._connection is not None and self._governed() is not None:
@@ -209,18 +214,25 @@ class GovernedSocket(socket.socket):
         elif self._policy.on_loss == "release":
             connection.release(self)
 
-    def _failed(self, error: OSError) -> OSError:
-        """After a call that failed: is it the end? The error to raise, which is the one that the
-        watcher kept, where the kernel has nothing left to say but that it is over."""
+    def _failed(self, error: OSError) -> None:
+        """After a call that failed with *error*: is it the end? Raises what is to be told instead
+        of *error*, where the kernel had only that left to say."""
         connection = self._governed()
         cause = self._cause(error)
-        if connection is None or cause is None:
-            return error
-        if connection.untold is not None:
-            error, connection.untold = connection.untold, None
+        if connection is None or cause is None or self._is_closed():
+            return
         if connection.loss is not None or connection.is_over_by(self, error, cause):
             self._lose(cause, error)
-        return error
+        self._raise_untold(connection)
+
+    def _raise_untold(self, connection: Connection) -> None:
+        """Raises, once, the error that the watcher kept for the owner."""
+        untold, connection.untold = connection.untold, None
+        if untold is not None:
+            try:
+                raise untold from None
+            finally:
+                del untold  # Its traceback holds this frame: a reference cycle.
 
     def _cause(self, error: OSError) -> Cause | None:
         return cause_of(error)
@@ -236,8 +248,14 @@ class GovernedSocket(socket.socket):
     # For the watcher -----------------------------------------------------------------------------
 
     def _peer_has_closed(self) -> float | None:
-        if self._connection is not None and self._connection.peer is None:
+        connection = self._connection
+        if connection is None:
+            return None
+        if connection.peer is None:
             self._governed()  # Its connect is done, and if it was made it is now watched for FIN.
+            return None
+        if connection.loss is not None:
+            connection.settle(self)
             return None
         return self._policy.grace
 
@@ -290,6 +308,26 @@ class GovernedSocket(socket.socket):
         if linger is not None:
             self._close_by(mode_by_linger(self._policy.close, *linger))
 
+    def listen(self, *backlog: int) -> None:
+        """listen(2)."""
+        self._refuse_if_gone()
+        super().listen(*backlog)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """accept(2). The accepted socket is not governed."""
+        self._refuse_if_gone()
+        return super().accept()
+
+    def get_inheritable(self) -> bool:
+        """As in the standard library."""
+        self._refuse_if_gone()
+        return super().get_inheritable()
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        """As in the standard library."""
+        self._refuse_if_gone()
+        super().set_inheritable(inheritable)
+
     def _close_by(self, mode: CloseMode) -> None:
         self._policy = self._policy._replaced(close=mode)
         if self._connection is not None:
@@ -301,7 +339,7 @@ class GovernedSocket(socket.socket):
 
     def _is_gone(self) -> bool:
         """Whether the loss has been told and the descriptor closed, but not yet by the owner."""
-        return self.fileno() < 0 and self._connection is not None and not self._is_closed()
+        return self.fileno() < 0 and self.loss is not None and not self._is_closed()
 
     def _refuse_if_gone(self) -> None:
         if self._is_gone():

@@ -21,11 +21,10 @@ import enum
 import errno
 import os
 import select
-import socket
 import struct
 import sys
 
-from safesock._policy import Abort, Policy
+from safesock._policy import Abort, KeepAlive, Policy
 from safesock._value import Value
 
 TYPE_CHECKING = False
@@ -51,6 +50,8 @@ CONNECT_GOES_ON = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR, err
 _DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
 _LINGER = struct.Struct("HH" if sys.platform == "win32" else "ii")
 _TCP_INFO_SIZE = 256
+_SO_ATTACH_FILTER = 26
+_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0 bytes of the packet.
 # Offsets in struct tcp_info: u64, u32, and two u64, the second being tcpi_bytes_retrans.
 _TCP_INFO_BYTES_ACKED = 120
 _TCP_INFO_NOTSENT_BYTES = 144
@@ -185,11 +186,7 @@ def prepare(sock: Raw, policy: Policy) -> None:
     if policy.nodelay is not None:
         Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_NODELAY, int(policy.nodelay))
     if policy.keepalive is not None:
-        Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
-        idle = "TCP_KEEPIDLE" if hasattr(_socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
-        _set_tcp(sock, idle, policy.keepalive.idle)
-        _set_tcp(sock, "TCP_KEEPINTVL", policy.keepalive.interval)
-        _set_tcp(sock, "TCP_KEEPCNT", policy.keepalive.count)
+        set_keepalive(sock, policy.keepalive)
     if policy.user_timeout is not None:
         _set_tcp(sock, "TCP_USER_TIMEOUT", round(policy.user_timeout * 1000))
 
@@ -197,6 +194,15 @@ def prepare(sock: Raw, policy: Policy) -> None:
 def set_reuse_address(sock: Raw, on: bool) -> None:
     """SO_REUSEADDR."""
     Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_REUSEADDR, int(on))
+
+
+def set_keepalive(sock: Raw, choice: KeepAlive) -> None:
+    """SO_KEEPALIVE, on."""
+    idle = "TCP_KEEPIDLE" if hasattr(_socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
+    _set_tcp(sock, "TCP_KEEPINTVL", choice.interval)
+    _set_tcp(sock, "TCP_KEEPCNT", choice.count)
+    _set_tcp(sock, idle, choice.idle)
+    Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
 
 
 def shutdown(sock: Raw, how: int) -> None:
@@ -207,9 +213,9 @@ def shutdown(sock: Raw, how: int) -> None:
         pass
 
 
-def ready(sock: Raw, timeout: float, *, write: bool = False) -> bool:
+def ready(sock: Raw, timeout: float | None, *, write: bool = False) -> bool:
     """Whether there is something to read (or, with *write*, room to write), or an error, waiting
-    *timeout* seconds for it."""
+    *timeout* seconds for it, or without limit (None)."""
     fd = sock.fileno()
     if fd < 0:
         return True
@@ -218,7 +224,7 @@ def ready(sock: Raw, timeout: float, *, write: bool = False) -> bool:
         return any(select.select(readers, writers, [], timeout))
     poll = select.poll()
     poll.register(fd, select.POLLOUT if write else select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
+    return bool(poll.poll(None if timeout is None else timeout * 1000))
 
 
 def read_now(sock: Raw, buffer: bytearray) -> int | None:
@@ -264,29 +270,31 @@ def disconnect(sock: Raw) -> bool:
     return connect(sock.fileno()) == 0
 
 
-def replay(sock: Raw) -> bool:
-    """Moves unread input out of the connection, behind the same descriptor, and resets it.
+def reset_keeping_input(sock: Raw) -> bool:
+    """RST that leaves unread input where it is, in about two seconds. False: it cannot be done.
 
-    The descriptor becomes one end of a socket pair that gives the unread bytes and then end of
-    file. RST by AF_UNSPEC would throw them away, and whoever reads meanwhile must see each byte
-    once and in order: dup2(2) is the one step at which all readers change over. False, and nothing
-    done, when there are more bytes than a socket pair takes.
+    AF_UNSPEC throws unread input away, and so does close(2). What sends RST and does not is a
+    keepalive that gives up: a filter (SO_ATTACH_FILTER) hides from this socket all that the peer
+    sends, so the first probe, due at once as nothing has come for a second, is not answered. While
+    sent data is unacknowledged there are no probes, so then this is of no use.
     """
-    unread = _queue(sock, "FIONREAD") or 0
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        Raw.setsockopt(theirs, _socket.SOL_SOCKET, _socket.SO_SNDBUF, 4 * unread)
-        room = Raw.getsockopt(theirs, _socket.SOL_SOCKET, _socket.SO_SNDBUF)
-        if room < 4 * unread:
-            return False
-        with socket.socket(sock.family, sock.type, sock.proto, socket.dup(sock.fileno())) as tcp:
-            ours.setblocking(sock.gettimeout() is None)
-            os.dup2(ours.fileno(), sock.fileno(), inheritable=False)
-            buffer = bytearray(65536)
-            while count := read_now(tcp, buffer):
-                theirs.sendall(memoryview(buffer)[:count])
-            disconnect(tcp)
+    if counts(sock).unacknowledged:
+        return False
+    try:
+        _hide_peer(sock)
+        Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 0)
+        set_keepalive(sock, KeepAlive(idle=1, interval=1, count=1))
+    except OSError:
+        return False
     return True
+
+
+def _hide_peer(sock: Raw) -> None:
+    import ctypes
+
+    instruction = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
+    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _tcp_info(sock: Raw) -> bytes:

@@ -126,20 +126,21 @@ class SafeSocket(GovernedSocket):
     def _nothing(self, answer: Any, asked: Any, flags: int) -> Any:
         """After a read that gave nothing: is it the end? Raises the error that was kept for it."""
         connection = self._governed()
-        if connection is None or flags & _ASIDE or not _room(asked):
+        if connection is None or flags & _ASIDE or not _room(asked) or self._is_closed():
             return answer
-        if connection.untold is not None:
-            raise connection.untold
+        self._raise_untold(connection)
         if connection.is_over(self):
             self._lose(Cause.FIN, None)
         return answer
 
     def _told(self, error: OSError) -> bool:
-        """After a read that failed: whether its owner has been told of the loss, so it is b""."""
+        """After a read that failed: whether it is to give b"", as its owner has been told of the
+        loss, or the watcher has ended a connection that the peer had closed."""
         if self._is_gone():
             return True
         self._failed(error)
-        return False
+        connection = self._connection
+        return connection is not None and connection.was_ended_here(self._cause(error))
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -148,21 +149,28 @@ class SafeSocket(GovernedSocket):
         try:
             return _send(self, data, flags) if flags else _send(self, data)
         except OSError as error:
-            return self._unsent(error, data)
+            size = self._unsent(error, data)
+            if size is None:
+                raise
+            return size
 
     def sendall(self, data: Buffer, flags: int = 0, /) -> None:
         """send(2) until all is sent. After a loss, `loss.sent` says how much the kernel took."""
         try:
             _sendall(self, data, flags)
         except OSError as error:
-            self._unsent(error, data)
+            if self._unsent(error, data) is None:
+                raise
 
     def sendto(self, data: Buffer, *flags_and_address: Any) -> int:
         """sendto(2)."""
         try:
             sent: int = _sendto(self, data, *flags_and_address)
         except OSError as error:
-            return self._unsent(error, data)
+            size = self._unsent(error, data)
+            if size is None:
+                raise
+            return size
         return sent
 
     def sendmsg(self, buffers: Iterable[Buffer], *args: Any) -> int:
@@ -171,7 +179,10 @@ class SafeSocket(GovernedSocket):
         try:
             sent: int = _sendmsg(self, buffers, *args)
         except OSError as error:
-            return self._unsent(error, *buffers)
+            size = self._unsent(error, *buffers)
+            if size is None:
+                raise
+            return size
         return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -184,16 +195,25 @@ class SafeSocket(GovernedSocket):
             self._failed(error)
             raise
 
-    def _unsent(self, error: OSError, *data: Buffer) -> int:
-        """After a write that failed, in its `except`: raises, or gives the bytes to report sent."""
+    def _unsent(self, error: OSError, *data: Buffer) -> int | None:
+        """After a write that failed: the bytes to report as sent, or None to raise *error*."""
         if self._is_gone():
             raise broken_pipe() from None
-        if self._policy.on_loss == "release" and isinstance(error, BrokenPipeError):
-            connection = self._governed()
+        connection = self._governed()
+        if connection is None or not connection.was_ended_here(self._cause(error)):
+            self._failed(error)
+            return None
+        if self._policy.on_loss == "release":
             size = sum(memoryview(part).nbytes for part in data)
-            if connection is not None and connection.forgive_send(size):
+            if connection.forgive_send(size):
                 return size
-        raise self._failed(error) from None
+        self._failed(error)
+        if self._means_broken_pipe(error):
+            return None
+        raise broken_pipe() from None
+
+    def _means_broken_pipe(self, error: OSError) -> bool:
+        return isinstance(error, BrokenPipeError)
 
 
 def _room(asked: Any) -> int:

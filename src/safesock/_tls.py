@@ -6,6 +6,7 @@ object has to be dropped before the descriptor is closed, or it would read a str
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import time
@@ -13,13 +14,14 @@ import time
 from safesock import _kernel
 from safesock._connection import Connection
 from safesock._governed import broken_pipe
+from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause
 from safesock._policy import DEFAULT, Policy, policy_or_default
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any, Self, TypeVar
 
     from typing_extensions import Buffer
@@ -96,42 +98,41 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def do_handshake(self, block: bool = False) -> None:
         """As `ssl.SSLSocket.do_handshake`; the connection may be lost in it."""
-        if self._is_gone():
-            raise broken_pipe()
         try:
             self._wait_for(super().do_handshake, block)
         except OSError as error:
-            raise self._failed(error) from None
+            self._failed(error)
+            raise
 
     def read(self, len: int = 1024, buffer: Buffer | None = None) -> Any:
         """As `ssl.SSLSocket.read`; b"", or 0, after a loss."""
-        nothing: Any = b"" if buffer is None else 0
         session = self._sslobj
         if session is None:
-            return nothing if self._is_gone() else super().read(len, buffer)
+            return super().read(len, buffer)
         try:
             arguments = (len,) if buffer is None else (len, buffer)
             answer = self._wait_for(session.read, *arguments)
             if not answer and len:
                 self._read_to_end()
         except OSError as error:
-            told = self._failed(error)
-            if told.args[0] != ssl.SSL_ERROR_EOF or not self.suppress_ragged_eofs:
-                raise told from None
-            answer = None
-        return answer or nothing
+            self._failed(error)
+            if error.args[0] != ssl.SSL_ERROR_EOF or not self.suppress_ragged_eofs:
+                raise
+            return b"" if buffer is None else 0
+        return answer
 
     def write(self, data: Buffer) -> int:
         """As `ssl.SSLSocket.write`; BrokenPipeError after a loss."""
         session = self._sslobj
         if session is None:
-            if self._is_gone():
-                raise broken_pipe()
             return super().write(data)
         try:
             written: int = self._wait_for(session.write, data)
         except OSError as error:
-            return self._unsent(error, data)
+            size = self._unsent(error, data)
+            if size is None:
+                raise
+            return size
         return written
 
     def send(self, data: Buffer, flags: int = 0) -> int:
@@ -140,14 +141,13 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def unwrap(self) -> Self:
         """As `ssl.SSLSocket.unwrap`: close_notify, then the same socket in clear text."""
-        if self._is_gone():
-            return self
         try:
-            self._wait_for(super().unwrap)
+            with self._engine_at_work():
+                self._wait_for(super().unwrap)
         except OSError as error:
-            told = self._failed(error)
-            if self.loss is None or not isinstance(told, BrokenPipeError):
-                raise told from None
+            self._failed(error)
+            if self.loss is None or not isinstance(error, BrokenPipeError):
+                raise
             self._sslobj = None
         return self
 
@@ -160,25 +160,53 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
                 return call(*arguments)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
                 timeout = self.gettimeout()
-                if not timeout:
+                if timeout == 0.0:
                     raise
-                deadline = deadline or time.monotonic() + timeout
-                left = max(deadline - time.monotonic(), 0.0)
+                if timeout is not None:
+                    deadline = deadline or time.monotonic() + timeout
+                left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
                 if not _kernel.ready(self, left, write=isinstance(error, ssl.SSLWantWriteError)):
                     raise TimeoutError("The TLS operation timed out") from None
 
+    @contextlib.contextmanager
+    def _engine_at_work(self) -> Iterator[None]:
+        """Lends the descriptor to the socket that the session came from: SSL_shutdown wants it."""
+        engine = self._engine
+        if engine is None or self.fileno() < 0:
+            yield
+            return
+        # Non-blocking by its type, which leaves the descriptor's own mode alone.
+        kind = self.type | getattr(socket, "SOCK_NONBLOCK", 0)
+        Raw.__init__(engine, self.family, kind, self.proto, self.fileno())
+        try:
+            yield
+        finally:
+            Raw.detach(engine)
+
     def _read_to_end(self) -> None:
         connection = self._governed()
-        if connection is not None and connection.untold is not None:
-            raise connection.untold
-        if connection is not None:
-            self._lose(Cause.FIN, None)
+        if connection is None or self._is_closed():
+            return
+        self._raise_untold(connection)
+        self._lose(Cause.FIN, None)
 
     def _cause(self, error: OSError) -> Cause | None:
         if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            return Cause.FIN
+            connection = self._connection
+            reset = (
+                connection is not None
+                and not (connection.fin_sent or connection.released)
+                and _kernel.tcp_state(self) is TcpState.CLOSE
+            )
+            # Before 3.13 the ssl module says end of file for a RST too.
+            return Cause.RST if reset else Cause.FIN
         # The errno of an SSLError is OpenSSL's number, not the system's.
         return None if isinstance(error, ssl.SSLError) else super()._cause(error)
+
+    def _means_broken_pipe(self, error: OSError) -> bool:
+        # Writing after our FIN, where a close_notify has come, is "zero return" to OpenSSL.
+        tls = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+        return isinstance(error, tls) or super()._means_broken_pipe(error)
 
     def _decrypted(self) -> int:
         session = getattr(self, "_sslobj", None)  # Unset until the constructor is done.
@@ -186,7 +214,8 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def _let_go(self) -> int:
         decrypted = self._decrypted()
-        self._sslobj = None
+        if self._sslobj is not None:
+            self._sslobj = EndedSession(self._sslobj)
         return decrypted
 
     def _govern(self, connection: Connection | None) -> None:
@@ -199,6 +228,38 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         if self._governed() is not None:
             self._end_connection()
         super()._real_close()
+
+
+class EndedSession:
+    """What stands in for a TLS object when the connection is gone: it still answers questions, and
+    touches the descriptor no more."""
+
+    _session: Any
+
+    def __init__(self, session: Any) -> None:
+        self._session = session._session if isinstance(session, EndedSession) else session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def read(self, _: int = 0, buffer: Buffer | None = None) -> Any:
+        """End of file."""
+        return b"" if buffer is None else 0
+
+    def write(self, _: Buffer) -> int:
+        """EPIPE."""
+        raise broken_pipe()
+
+    def do_handshake(self) -> None:
+        """EPIPE."""
+        raise broken_pipe()
+
+    def shutdown(self) -> None:
+        """There is nobody to send a close_notify to."""
+
+    def pending(self) -> int:
+        """What was pending has been counted."""
+        return 0
 
 
 def take_over(sock: ssl.SSLSocket, policy: Policy) -> SafeSSLSocket:

@@ -49,8 +49,9 @@ class Watcher:
 
     def add(self, sock: Watched, connecting: bool) -> None:
         fd = sock.fileno()
-        # One shot: what has happened is reported once, not for as long as it lasts.
-        events = select.EPOLLRDHUP | select.EPOLLONESHOT | (select.EPOLLOUT if connecting else 0)
+        # Edges: what has happened is reported once, not for as long as it lasts. One shot would
+        # miss the FIN after the owner's own shutdown(SHUT_RD), which looks the same.
+        events = select.EPOLLRDHUP | select.EPOLLET | (select.EPOLLOUT if connecting else 0)
         try:
             self._sockets[fd] = weakref.ref(sock)
             self._epoll.register(fd, events)
@@ -75,24 +76,28 @@ class Watcher:
         while True:
             timeout = max(self._due[0][0] - time.monotonic(), 0.0) if self._due else None
             for fd, _ in self._epoll.poll(timeout):
-                self._handle(fd)
+                self._ask(fd, self._sockets.get(fd), step_in=False)
             while self._due and self._due[0][0] <= time.monotonic():
-                self._step_in(*heapq.heappop(self._due)[2:])
+                self._ask(*heapq.heappop(self._due)[2:], step_in=True)
 
-    def _handle(self, fd: int) -> None:
-        ref = self._sockets.get(fd)
+    def _ask(self, fd: int, ref: weakref.ref[Watched] | None, *, step_in: bool) -> None:
+        # In a function of its own: while the thread waits, no local variable holds a socket.
         sock = ref() if ref is not None else None
-        if ref is not None and sock is not None:
-            self._later(sock._peer_has_closed(), fd, ref)
-
-    def _step_in(self, fd: int, ref: weakref.ref[Watched]) -> None:
-        sock = ref()
-        if sock is not None and self._sockets.get(fd) is ref:
-            self._later(sock._step_in(), fd, ref)
-
-    def _later(self, seconds: float | None, fd: int, ref: weakref.ref[Watched]) -> None:
+        if ref is None or sock is None or self._sockets.get(fd) is not ref:
+            return
+        try:
+            seconds = sock._step_in() if step_in else sock._peer_has_closed()
+        except Exception:
+            _log_failure(sock)  # The others are still to be watched.
+            return
         if seconds is not None:
             heapq.heappush(self._due, (time.monotonic() + seconds, next(_ORDER), fd, ref))
+
+
+def _log_failure(sock: Watched) -> None:
+    import logging
+
+    logging.getLogger("safesock").exception("the watcher could not end %r", sock)
 
 
 _watcher: Watcher | None = None
@@ -120,11 +125,11 @@ def unwatch(sock: Watched) -> None:
 def _start() -> Watcher:
     global _watcher, _fork_is_known
     with _starting:
-        if _watcher is None:
-            _watcher = Watcher()
         if not _fork_is_known:
             os.register_at_fork(after_in_child=_after_fork)
             _fork_is_known = True
+        if _watcher is None:
+            _watcher = Watcher()
         return _watcher
 
 
