@@ -51,13 +51,17 @@ class Outcome(Value):
         self._set(unacknowledged=unacknowledged, unread=unread, reset=reset)
 
 
-def finish(sock: Raw, mode: CloseMode) -> Outcome:
-    """Everything but close(2), which the caller does next. Blocks no longer than *mode* says."""
+def finish(sock: Raw, mode: CloseMode, *, fin_sent: bool) -> Outcome:
+    """Everything but close(2), which the caller does next. Blocks no longer than *mode* says.
+
+    *fin_sent*: whether our FIN has been sent before.
+    """
     if isinstance(mode, Abort):
-        return _abort(sock)
+        return _abort(sock, fin_sent)
+    fin_sent = fin_sent or _kernel.tcp_state(sock) in _kernel.SENDS_FIN
     if isinstance(mode, Drain):
-        return _drain(sock, mode.timeout)
-    return _graceful(sock, mode.seconds if isinstance(mode, Linger) else None)
+        return _drain(sock, mode.timeout, fin_sent)
+    return _graceful(sock, mode.seconds if isinstance(mode, Linger) else None, fin_sent)
 
 
 def release(sock: Raw, mode: CloseMode) -> bool:
@@ -71,7 +75,7 @@ def release(sock: Raw, mode: CloseMode) -> bool:
         return True
     if _kernel.tcp_state(sock) in _OVER:
         return True
-    if _kernel.counts(sock).unread:
+    if _kernel.unread(sock):
         return _kernel.reset_keeping_input(sock)
     _kernel.disconnect(sock)
     # A disconnected socket answers ECONNRESET, then ENOTCONN; after this, as one at end of file.
@@ -80,39 +84,39 @@ def release(sock: Raw, mode: CloseMode) -> bool:
     return True
 
 
-def _graceful(sock: Raw, linger: int | None) -> Outcome:
+def _graceful(sock: Raw, linger: int | None, fin_sent: bool) -> Outcome:
     _kernel.set_linger(sock, linger)
     _kernel.shutdown(sock, _socket.SHUT_RDWR)
     dropped = _drop_unread(sock)
-    return Outcome(_unacknowledged(sock), dropped, reset=False)
+    return Outcome(_kernel.unacknowledged(sock, fin_sent=fin_sent), dropped, reset=False)
 
 
-def _drain(sock: Raw, timeout: float) -> Outcome:
-    _kernel.set_linger(sock, None)
-    _kernel.shutdown(sock, _socket.SHUT_WR)
+def _drain(sock: Raw, timeout: float, fin_sent: bool) -> Outcome:
     dropped, closed = 0, False
     try:
+        # Whoever is killed, or interrupted, while waiting has stopped waiting: that is a RST.
+        _kernel.set_linger(sock, 0)
+        _kernel.shutdown(sock, _socket.SHUT_WR)
         dropped, closed = _drop_until_closed(sock, time.monotonic() + timeout)
-    finally:  # Also for a KeyboardInterrupt: who stops waiting aborts.
-        if not closed:
-            aborted = _abort(sock)
+    finally:
+        if closed:
+            _kernel.set_linger(sock, None)
+        else:
+            aborted = _abort(sock, fin_sent)
     if not closed:
         return Outcome(aborted.unacknowledged, dropped + (aborted.unread or 0), aborted.reset)
     _kernel.shutdown(sock, _socket.SHUT_RDWR)
-    return Outcome(_unacknowledged(sock), dropped, reset=False)
+    return Outcome(_kernel.unacknowledged(sock, fin_sent=fin_sent), dropped, reset=False)
 
 
-def _abort(sock: Raw) -> Outcome:
-    counts = _kernel.counts(sock)
+def _abort(sock: Raw, fin_sent: bool) -> Outcome:
+    unacknowledged = _kernel.unacknowledged(sock, fin_sent=fin_sent)
+    unread = _kernel.unread(sock)
     reset = _kernel.tcp_state(sock) in _RESETTABLE
     _kernel.set_linger(sock, 0)
     # Where this fails, close(2) with that linger sends the RST; the readers have been woken.
     _kernel.disconnect(sock)
-    return Outcome(counts.unacknowledged, counts.unread, reset)
-
-
-def _unacknowledged(sock: Raw) -> int | None:
-    return _kernel.counts(sock, fin_sent=True).unacknowledged
+    return Outcome(unacknowledged, unread, reset)
 
 
 def _drop_unread(sock: Raw) -> int:

@@ -20,6 +20,7 @@ from safesock._policy import Abort, Drain, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _numbers = itertools.count(1)
@@ -35,12 +36,14 @@ class Connection:
         "number",
         "born",
         "pid",
+        "syn",
+        "shut_by_owner",
         "fin_sent",
         "loss",
         "report",
         "untold",
         "released",
-        "send_forgiven",
+        "forgiven",
     )
 
     def __init__(self, policy: Policy, asked: Any = None) -> None:
@@ -51,18 +54,22 @@ class Connection:
         self.number = 0
         self.born = time.monotonic()
         self.pid = os.getpid()
+        self.syn = 1
+        self.shut_by_owner = False
         self.fin_sent = False
         self.loss: Loss | None = None
         self.report: CloseReport | None = None
         # The error of a loss that the watcher found, for the owner's next call.
         self.untold: OSError | None = None
         self.released = False
-        self.send_forgiven = False
+        # Bytes of the one send that seemed to succeed after `release`.
+        self.forgiven: int | None = None
 
-    def established(self, peer: Any) -> None:
+    def established(self, sock: Raw) -> None:
         """The connection was made."""
         if self.peer is None:
-            self.peer = peer or self.asked or "unknown"
+            self.peer = _kernel.peer_name(sock) or self.asked or "unknown"
+            self.syn = _kernel.syn_bytes(sock)
             self.asked = None
             self.number = next(_numbers)
 
@@ -79,7 +86,7 @@ class Connection:
         It does not for a soft error that IP_RECVERR delivers on a living connection, nor for a
         send after the owner's own shutdown(SHUT_WR).
         """
-        if cause is None or (self.fin_sent and isinstance(error, BrokenPipeError)):
+        if cause is None or (self.shut_by_owner and isinstance(error, BrokenPipeError)):
             return False
         if cause is Cause.FIN:  # Only TLS tells of it by an error.
             return True
@@ -95,10 +102,17 @@ class Connection:
         if not self.released:
             # Before, not after: a call that comes in between is told what it is to be told.
             self.released = True
+            sends_fin = _kernel.tcp_state(sock) in _kernel.SENDS_FIN
             self.released = self.is_elsewhere() or _closing.release(sock, self.policy.close)
+            self.fin_sent |= self.released and sends_fin
         return self.released
 
-    def step_in(self, sock: Raw) -> bool:
+    def owner_shuts(self, sock: Raw) -> None:
+        """The owner is about to end its own sending."""
+        self.shut_by_owner = True
+        self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+
+    def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it cannot be done yet."""
         state = _kernel.tcp_state(sock)
         if self.loss is not None or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
@@ -106,7 +120,7 @@ class Connection:
         error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
         self.untold = error
         cause = (error and cause_of(error)) or Cause.FIN
-        self.lose(sock, cause, error)
+        self.lose(sock, cause, error, decrypted)
         if self.policy.on_loss != "keep" and not self.release(sock):
             self.loss = None
             return False
@@ -123,18 +137,19 @@ class Connection:
         loss = self.loss
         return bool(cause and self.released and loss and loss.cause is Cause.FIN)
 
-    def close(self, sock: Raw, decrypted: int = 0) -> None:
-        """By the policy, and close(2). In a forked child it is only close(2)."""
+    def close(self, sock: Raw, close: Callable[[], None], decrypted: int = 0) -> None:
+        """By the policy, and *close*, which is close(2). In a forked child it is only that."""
         report = None
         try:
             report = self.finish(sock, decrypted)
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
             drains = isinstance(self.policy.close, Drain)
-            _closing.finish(sock, Abort() if drains else self.policy.close)
+            mode = Abort() if drains else self.policy.close
+            _closing.finish(sock, mode, fin_sent=self.fin_sent)
             raise
         finally:
             try:
-                Raw.close(sock)
+                close()
             except OSError:
                 pass  # Linux closes the descriptor all the same.
             self.report = self.report or report
@@ -150,9 +165,9 @@ class Connection:
             # It has been reset, and the kernel has forgotten what it had counted.
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
-        outcome = _closing.finish(sock, mode)
-        end["unacknowledged"] = outcome.unacknowledged
-        end["unread"] = None if outcome.unread is None else outcome.unread + decrypted
+        outcome = _closing.finish(sock, mode, fin_sent=self.fin_sent)
+        end["unacknowledged"] = _plus(outcome.unacknowledged, self.forgiven)
+        end["unread"] = _plus(outcome.unread, decrypted)
         return CloseReport(**end, mode=mode, reset=outcome.reset)
 
     def is_elsewhere(self) -> bool:
@@ -163,20 +178,21 @@ class Connection:
         """Whether a send after `release` is to seem to succeed, as the first one does when the peer
         has closed and nobody has answered yet. Its bytes are counted as lost."""
         loss = self.loss
-        if self.send_forgiven or loss is None or loss.cause is not Cause.FIN or self.fin_sent:
+        if self.forgiven is not None or loss is None or self.shut_by_owner:
             return False
-        self.send_forgiven = True
-        if loss.sent is not None and loss.unacknowledged is not None:
-            self.loss = loss._replaced(
-                sent=loss.sent + size, unacknowledged=loss.unacknowledged + size
-            )
+        self.forgiven = size
+        self.loss = loss._replaced(
+            sent=_plus(loss.sent, size), unacknowledged=_plus(loss.unacknowledged, size)
+        )
         return True
 
     def _end(
         self, sock: Raw, cause: Cause, error: BaseException | None, decrypted: int
     ) -> dict[str, Any]:
         """The fields of a record of the end."""
-        counts = _kernel.counts(sock, fin_sent=self.fin_sent)
+        fin_sent = self.fin_sent
+        sent = _kernel.accepted(sock, syn=self.syn, fin_sent=fin_sent)
+        unacknowledged = _kernel.unacknowledged(sock, fin_sent=fin_sent)
         return {
             "cause": cause,
             # Without the traceback, which would keep the owner's frames, and so the socket, alive.
@@ -185,7 +201,11 @@ class Connection:
             "peer": self.peer,
             "connection": self.number,
             "lifetime": time.monotonic() - self.born,
-            "sent": counts.sent,
-            "unacknowledged": counts.unacknowledged,
-            "unread": None if counts.unread is None else counts.unread + decrypted,
+            "sent": _plus(sent, self.forgiven),
+            "unacknowledged": _plus(unacknowledged, self.forgiven),
+            "unread": _plus(_kernel.unread(sock), decrypted),
         }
+
+
+def _plus(count: int | None, more: int | None) -> int | None:
+    return None if count is None else count + (more or 0)

@@ -19,7 +19,7 @@ from safesock import _demo_kernel as kernel
 from safesock._demo_kernel import Count
 from safesock._demo_screen import POOLS_HEAD, Attempt, Screen, ports_head
 from safesock._demo_server import HOST, Server
-from safesock._kernel import TcpState
+from safesock._kernel import TcpState, set_reuse_address
 
 # To this address, from this local port (0: any).
 Connect: TypeAlias = Callable[[tuple[str, int], int], socket.socket]
@@ -44,7 +44,7 @@ def plain_connection(address: tuple[str, int], local_port: int) -> socket.socket
     try:
         sock.settimeout(_TIMEOUT)
         if local_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            set_reuse_address(sock, True)
             sock.bind((HOST, local_port))
         sock.connect(address)
     except BaseException:
@@ -231,8 +231,8 @@ def _pool_size(screen: Screen) -> int:
     size = min(POOL, (free - _SPARE) // 2)
     if size < 1:
         raise CannotShowError(f"only {free} more descriptors may be opened: raise `ulimit -n`")
-    screen.say("A server closes on its clients, who make the same calls on both sides, and no")
-    screen.say("close(). The counts are the kernel's: /proc/self/net/tcp and /proc/self/fd.")
+    screen.say("A server closes on its clients. Both sides make the same calls, and no close();")
+    screen.say("the counts are the kernel's, from /proc/self/net/tcp and /proc/self/fd.")
     if size < POOL:
         screen.say(f"Only {free} more descriptors may be opened (ulimit -n): a smaller pool.")
     screen.say()

@@ -114,7 +114,7 @@ class GovernedSocket(socket.socket):
         except OSError:
             self._refuse_if_gone()
             raise
-        if args == (socket.SOL_SOCKET, socket.SO_ERROR) and self._connection is not None:
+        if self._connection is not None and _kernel.asks_for_error(args):
             return self._socket_error(value)
         return value
 
@@ -127,7 +127,7 @@ class GovernedSocket(socket.socket):
     def _established(self) -> None:
         connection = self._connection
         if connection is not None and connection.peer is None:
-            connection.established(_kernel.peer_name(self))
+            connection.established(self)
             if self._policy.watch:
                 _watch.watch(self)
 
@@ -161,6 +161,9 @@ class GovernedSocket(socket.socket):
 
     def shutdown(self, how: int, /) -> None:
         """shutdown(2). After a loss by FIN it does nothing, as there is nothing left to do."""
+        connection = self._connection
+        if connection is not None and how != socket.SHUT_RD and connection.loss is None:
+            connection.owner_shuts(self)
         try:
             super().shutdown(how)
         except OSError:
@@ -168,8 +171,6 @@ class GovernedSocket(socket.socket):
             if loss is None or loss.cause is not Cause.FIN or self._is_closed():
                 self._refuse_if_gone()
                 raise
-        if self._connection is not None and how != socket.SHUT_RD:
-            self._connection.fin_sent = True
 
     def detach(self) -> int:
         """Gives the descriptor away: safesock no longer governs it."""
@@ -202,7 +203,10 @@ class GovernedSocket(socket.socket):
     def _end_connection(self) -> None:
         assert self._connection is not None
         _watch.unwatch(self)
-        self._connection.close(self, self._let_go())
+        self._connection.close(self, self._close_descriptor, self._let_go())
+
+    def _close_descriptor(self) -> None:
+        Raw.close(self)
 
     def _lose(self, cause: Cause, error: OSError | None) -> None:
         """The owner is being told of the loss: what the policy says is done now."""
@@ -260,7 +264,7 @@ class GovernedSocket(socket.socket):
         return self._policy.grace
 
     def _step_in(self) -> float | None:
-        if self._connection is None or self._connection.step_in(self):
+        if self._connection is None or self._connection.step_in(self, self._decrypted()):
             return None
         return max(self._policy.grace, _RETRY)
 

@@ -25,7 +25,6 @@ import struct
 import sys
 
 from safesock._policy import Abort, KeepAlive, Policy
-from safesock._value import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,20 +76,11 @@ class TcpState(enum.IntEnum):
 
 # The peer has not closed its side.
 PEER_OPEN = frozenset({TcpState.ESTABLISHED, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2})
-# Our FIN takes a sequence number that the peer has not acknowledged.
+# Our FIN has been sent: it has not been acknowledged, or it has.
 _OUR_FIN_OPEN = frozenset({TcpState.FIN_WAIT1, TcpState.CLOSING, TcpState.LAST_ACK})
-
-
-class Counts(Value):
-    """What the kernel has counted: bytes, None where it does not tell."""
-
-    __slots__ = ("sent", "unacknowledged", "unread")
-    sent: int | None
-    unacknowledged: int | None
-    unread: int | None
-
-    def __init__(self, sent: int | None, unacknowledged: int | None, unread: int | None) -> None:
-        self._set(sent=sent, unacknowledged=unacknowledged, unread=unread)
+_OUR_FIN_DONE = frozenset({TcpState.FIN_WAIT2, TcpState.TIME_WAIT})
+# From these a shutdown(SHUT_WR) sends FIN.
+SENDS_FIN = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.SYN_RECV})
 
 
 def is_tcp(sock: Raw) -> bool:
@@ -140,22 +130,46 @@ def local_name(sock: Raw) -> object:
         return None
 
 
-def counts(sock: Raw, *, fin_sent: bool = False) -> Counts:
-    """The bytes of a connection that has been established.
+def unread(sock: Raw) -> int | None:
+    """The bytes in the receive buffer (FIONREAD)."""
+    return _queue(sock, "FIONREAD")
+
+
+def unacknowledged(sock: Raw, *, fin_sent: bool) -> int | None:
+    """The bytes that the peer's kernel has not acknowledged (SIOCOUTQ).
 
     *fin_sent*: our FIN has been sent, for the state CLOSE, which does not show it. The FIN takes a
-    sequence number, which the kernel counts as a byte until it is acknowledged.
+    sequence number, which the kernel counts as a byte.
     """
-    unread = _queue(sock, "FIONREAD")
     queued = _queue(sock, "TIOCOUTQ") if LINUX else None
+    if not queued:
+        return queued
+    return queued - (fin_sent or tcp_state(sock) in _OUR_FIN_OPEN)
+
+
+def accepted(sock: Raw, *, syn: int, fin_sent: bool) -> int | None:
+    """The bytes that `send` accepted: those acknowledged, and those that are not.
+
+    *syn* is what `syn_bytes` gave; for *fin_sent* see `unacknowledged`.
+    """
     info = _tcp_info(sock)
+    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
+    if queued is None or not info:
+        return None
+    fin = fin_sent or info[0] in _OUR_FIN_OPEN or info[0] in _OUR_FIN_DONE
+    return max(_bytes_acked(info) - syn + queued - fin, 0)
+
+
+def syn_bytes(sock: Raw) -> int:
+    """1 where the kernel counts our SYN as an acknowledged byte, as it does for the side that
+    connected, or 0. It is told by comparing with tcpi_bytes_sent, which counts payload only."""
+    info = _tcp_info(sock)
+    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
     if queued is None or len(info) < _TCP_INFO_BYTES_SENT + 16:
-        return Counts(None, queued, unread)
+        return 1
     (unsent,) = struct.unpack_from("I", info, _TCP_INFO_NOTSENT_BYTES)
     sent, resent = struct.unpack_from("QQ", info, _TCP_INFO_BYTES_SENT)
-    fin = fin_sent or info[0] in _OUR_FIN_OPEN
-    accepted = sent - resent + unsent - (fin and unsent > 0)
-    return Counts(accepted, queued - (fin and queued > 0), unread)
+    return int(_bytes_acked(info) + queued - unsent > sent - resent)
 
 
 def set_linger(sock: Raw, seconds: int | None) -> None:
@@ -175,6 +189,11 @@ def linger_in(option: tuple[Any, ...]) -> tuple[bool, int] | None:
         return None
     on, seconds = _LINGER.unpack_from(option[2])
     return bool(on), seconds
+
+
+def asks_for_error(option: tuple[Any, ...]) -> bool:
+    """Whether these arguments of getsockopt(2) are about SO_ERROR."""
+    return option == (_socket.SOL_SOCKET, _socket.SO_ERROR)
 
 
 def prepare(sock: Raw, policy: Policy) -> None:
@@ -278,7 +297,7 @@ def reset_keeping_input(sock: Raw) -> bool:
     sends, so the first probe, due at once as nothing has come for a second, is not answered. While
     sent data is unacknowledged there are no probes, so then this is of no use.
     """
-    if counts(sock).unacknowledged:
+    if unacknowledged(sock, fin_sent=False):
         return False
     try:
         _hide_peer(sock)

@@ -28,6 +28,8 @@ _recvmsg: Any = getattr(Raw, "recvmsg", None)
 _recvmsg_into: Any = getattr(Raw, "recvmsg_into", None)
 _sendmsg: Any = getattr(Raw, "sendmsg", None)
 
+_GiveUp: type[Exception] = socket._GiveupOnSendfile  # type: ignore[attr-defined]
+
 # Reads that do not speak of the stream: an empty answer to them is not its end.
 _ASIDE = getattr(socket, "MSG_OOB", 0) | getattr(socket, "MSG_ERRQUEUE", 0)
 
@@ -194,6 +196,16 @@ class SafeSocket(GovernedSocket):
         except OSError as error:
             self._failed(error)
             raise
+
+    def _sendfile_use_sendfile(self, *args: Any) -> int:
+        # socket.sendfile goes on with send after this, and the error of the connection is used up.
+        try:
+            sent: int = super()._sendfile_use_sendfile(*args)  # type: ignore[misc]
+        except _GiveUp as gave_up:
+            if isinstance(gave_up.args[0], OSError):
+                self._failed(gave_up.args[0])
+            raise
+        return sent
 
     def _unsent(self, error: OSError, *data: Buffer) -> int | None:
         """After a write that failed: the bytes to report as sent, or None to raise *error*."""

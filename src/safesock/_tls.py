@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 
-from safesock import _kernel
+from safesock import _kernel, _watch
 from safesock._connection import Connection
 from safesock._governed import broken_pipe
 from safesock._kernel import Raw, TcpState
@@ -57,11 +57,20 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
     _context_policy = DEFAULT
     # The SSLSocket that this one was taken over from: its TLS object works while it exists.
     _engine: ssl.SSLSocket | None = None
+    _close_is_due = False
+    # One item for each thread that is inside OpenSSL.
+    _inside: list[None]
     # Of ssl.SSLSocket.
     _sslobj: Any
     _connected: bool
     do_handshake_on_connect: bool
     suppress_ragged_eofs: bool
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """SSLSocket has no `__init__` to rely on."""
+        self = super().__new__(cls, *args, **kwargs)
+        self._inside = []
+        return self
 
     @classmethod
     def _create(
@@ -99,19 +108,18 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
     def do_handshake(self, block: bool = False) -> None:
         """As `ssl.SSLSocket.do_handshake`; the connection may be lost in it."""
         try:
-            self._wait_for(super().do_handshake, block)
+            self._wait_for(lambda: super(SafeSSLSocket, self).do_handshake(block))
         except OSError as error:
             self._failed(error)
             raise
 
     def read(self, len: int = 1024, buffer: Buffer | None = None) -> Any:
         """As `ssl.SSLSocket.read`; b"", or 0, after a loss."""
-        session = self._sslobj
-        if session is None:
+        if self._sslobj is None:
             return super().read(len, buffer)
         try:
             arguments = (len,) if buffer is None else (len, buffer)
-            answer = self._wait_for(session.read, *arguments)
+            answer = self._wait_for(lambda: self._tls().read(*arguments))
             if not answer and len:
                 self._read_to_end()
         except OSError as error:
@@ -123,11 +131,10 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def write(self, data: Buffer) -> int:
         """As `ssl.SSLSocket.write`; BrokenPipeError after a loss."""
-        session = self._sslobj
-        if session is None:
+        if self._sslobj is None:
             return super().write(data)
         try:
-            written: int = self._wait_for(session.write, data)
+            written: int = self._wait_for(lambda: self._tls().write(data))
         except OSError as error:
             size = self._unsent(error, data)
             if size is None:
@@ -141,32 +148,52 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def unwrap(self) -> Self:
         """As `ssl.SSLSocket.unwrap`: close_notify, then the same socket in clear text."""
+        lost = self.loss is not None
         try:
             with self._engine_at_work():
                 self._wait_for(super().unwrap)
         except OSError as error:
             self._failed(error)
-            if self.loss is None or not isinstance(error, BrokenPipeError):
+            if not (lost and isinstance(error, BrokenPipeError)):
                 raise
             self._sslobj = None
         return self
 
-    def _wait_for(self, call: Callable[..., Result], *arguments: object) -> Result:
-        """Calls OpenSSL. For a session that was taken over, the wait for the peer is done here:
-        C would wait on the descriptor of the socket that it came from."""
+    def _tls(self) -> Any:
+        return self._sslobj or EndedSession(None)
+
+    def _wait_for(self, call: Callable[[], Result]) -> Result:
+        """Calls OpenSSL, which knows only the number of the descriptor: it is not closed while
+        somebody is inside. For a session that was taken over, the wait for the peer is done here,
+        as C would wait on the descriptor of the socket that it came from."""
+        self._inside.append(None)
         deadline = None
-        while True:
-            try:
-                return call(*arguments)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                timeout = self.gettimeout()
-                if timeout == 0.0:
-                    raise
-                if timeout is not None:
-                    deadline = deadline or time.monotonic() + timeout
-                left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                if not _kernel.ready(self, left, write=isinstance(error, ssl.SSLWantWriteError)):
-                    raise TimeoutError("The TLS operation timed out") from None
+        try:
+            while True:
+                try:
+                    return call()
+                except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                    timeout = self.gettimeout()
+                    if timeout == 0.0:
+                        raise
+                    if timeout is not None:
+                        deadline = deadline or time.monotonic() + timeout
+                    self._wait(deadline, write=isinstance(error, ssl.SSLWantWriteError))
+        finally:
+            self._inside.pop()
+            if self._close_is_due and not self._inside:
+                Raw.close(self)
+
+    def _wait(self, deadline: float | None, *, write: bool) -> None:
+        left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        if not _kernel.ready(self, left, write=write):
+            raise TimeoutError("The TLS operation timed out")
+
+    def _close_descriptor(self) -> None:
+        # The last one out closes it. Both may: the second close finds nothing.
+        self._close_is_due = True
+        if not self._inside:
+            super()._close_descriptor()
 
     @contextlib.contextmanager
     def _engine_at_work(self) -> Iterator[None]:
@@ -192,14 +219,10 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def _cause(self, error: OSError) -> Cause | None:
         if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            connection = self._connection
-            reset = (
-                connection is not None
-                and not (connection.fin_sent or connection.released)
-                and _kernel.tcp_state(self) is TcpState.CLOSE
-            )
-            # Before 3.13 the ssl module says end of file for a RST too.
-            return Cause.RST if reset else Cause.FIN
+            # Before 3.13 the ssl module says end of file for a RST too, giving no reason.
+            reset = not getattr(error, "reason", None) and isinstance(error, ssl.SSLEOFError)
+            over = _kernel.tcp_state(self) is TcpState.CLOSE and self.loss is None
+            return Cause.RST if reset and over else Cause.FIN
         # The errno of an SSLError is OpenSSL's number, not the system's.
         return None if isinstance(error, ssl.SSLError) else super()._cause(error)
 
@@ -210,7 +233,7 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def _decrypted(self) -> int:
         session = getattr(self, "_sslobj", None)  # Unset until the constructor is done.
-        return 0 if session is None else session.pending()
+        return 0 if session is None or self._inside else session.pending()
 
     def _let_go(self) -> int:
         decrypted = self._decrypted()
@@ -223,6 +246,8 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
             _kernel.prepare(self, self._policy)
         self._connection = connection or Connection(self._policy)
         self._established()
+        if self._policy.watch:
+            _watch.watch(self)
 
     def _real_close(self) -> None:
         if self._governed() is not None:

@@ -13,15 +13,17 @@ import heapq
 import itertools
 import os
 import select
+import sys
 import threading
 import time
+import types
 import weakref
 
 from safesock._kernel import HAS_EPOLL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 
     class Watched(Protocol):
         """What the watcher asks of a socket."""
@@ -52,11 +54,12 @@ class Watcher:
         # Edges: what has happened is reported once, not for as long as it lasts. One shot would
         # miss the FIN after the owner's own shutdown(SHUT_RD), which looks the same.
         events = select.EPOLLRDHUP | select.EPOLLET | (select.EPOLLOUT if connecting else 0)
+        self._sockets[fd] = weakref.ref(sock)
         try:
-            self._sockets[fd] = weakref.ref(sock)
-            self._epoll.register(fd, events)
-        except FileExistsError:
-            self._epoll.modify(fd, events)
+            try:
+                self._epoll.register(fd, events)
+            except FileExistsError:
+                self._epoll.modify(fd, events)
         except (OSError, ValueError):
             self._sockets.pop(fd, None)  # Closed meanwhile, or no watches left: as without epoll.
 
@@ -87,17 +90,22 @@ class Watcher:
             return
         try:
             seconds = sock._step_in() if step_in else sock._peer_has_closed()
-        except Exception:
-            _log_failure(sock)  # The others are still to be watched.
+        except Exception as error:
+            _report(error)  # The others are still to be watched.
             return
         if seconds is not None:
             heapq.heappush(self._due, (time.monotonic() + seconds, next(_ORDER), fd, ref))
 
 
-def _log_failure(sock: Watched) -> None:
-    import logging
-
-    logging.getLogger("safesock").exception("the watcher could not end %r", sock)
+def _report(error: Exception) -> None:
+    what: Any = types.SimpleNamespace(
+        exc_type=type(error),
+        exc_value=error,
+        exc_traceback=error.__traceback__,
+        err_msg="Exception ignored in the thread that watches sockets",
+        object=None,
+    )
+    sys.unraisablehook(what)
 
 
 _watcher: Watcher | None = None
