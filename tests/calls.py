@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
-from peer import TIMEOUT
+import kernel
+from peer import TIMEOUT, PeerEnd
 
 SIZE = 16
 DATA = b"data\n"
@@ -116,3 +117,23 @@ def answer(call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
     except Exception as error:
         return type(error), getattr(error, "errno", None), str(error)
+
+
+def fill(sock: socket.socket, end: PeerEnd) -> int:
+    """Sends until neither kernel takes any more; the number of bytes."""
+    timeout = sock.gettimeout()
+    sock.settimeout(0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    sent = 0
+
+    def at_rest() -> bool:
+        return kernel.unacknowledged(sock) + kernel.unread(end.sock) == sent
+
+    # Twice: what was on its way made room when it was acknowledged.
+    for _ in range(2):
+        with contextlib.suppress(BlockingIOError):
+            while sent < 1 << 30:
+                sent += sock.send(bytes(4096))
+        kernel.wait_until(at_rest, "every byte is acknowledged or has not left")
+    sock.settimeout(timeout)
+    return sent

@@ -365,12 +365,15 @@ def test_graceful_delivers_two_megabytes_behind_an_unread_byte(peer46: Peer) -> 
 
 
 def pour(end: PeerEnd) -> str:
-    """Sends without end; how it ended."""
+    """Sends for longer than a close may take; how it ended."""
+    deadline = time.monotonic() + SLACK + 1
     try:
-        while True:
+        while time.monotonic() < deadline:
             end.say(bytes(65536))
     except OSError as error:
         return type(error).__name__
+    end.close()
+    return "all sent"
 
 
 @pytest.mark.parametrize("mode", [Graceful(), Drain(0.3), Linger(1), Abort()], ids=repr)
@@ -497,6 +500,18 @@ def test_abort_survives_the_death_of_the_process(
     assert_ended(local, remote, mode)
 
 
+def test_drain_in_a_process_that_is_killed_aborts(peer46: Peer) -> None:
+    command = [sys.executable, "-c", KILLED, repr(peer46.address), repr(Drain(600))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        end = peer46.accept()
+        remote, local = end.sock.getsockname(), end.sock.getpeername()
+        assert process.stdin is not None
+        process.stdin.close()
+        assert end.read_to_end() == (b"last words", EOF)
+        process.kill()
+    assert_ended(local, remote, Abort())
+
+
 OPTIONS: dict[str, tuple[dict[str, Any], dict[tuple[int, int], int]]] = {
     "keepalive": (
         {"keepalive": KeepAlive(idle=11, interval=12, count=13)},
@@ -564,14 +579,16 @@ def test_reuse_address_is_on_when_a_local_port_is_fixed(
     chosen: bool | None, fixed: bool, peer46: Peer
 ) -> None:
     host, _ = peer46.address
-    with socket.create_server((host, 0), family=peer46.listener.family) as taken:
-        port = taken.getsockname()[1]
-    with connect_from(peer46, (host, port if fixed else 0), chosen) as sock:
-        expected = fixed if chosen is None else chosen
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == expected
+    family = peer46.listener.family
+    with socket.create_server((host, 0), family=family) as other:
+        port = other.getsockname()[1]
+    with SafeSocket(family, policy=Policy(reuse_address=chosen)) as sock:
+        sock.bind((host, port if fixed else 0))
+        assert reuses_address(sock) == (fixed if chosen is None else chosen)
+        sock.connect(peer46.address)
+        assert reuses_address(sock) == (fixed if chosen is None else chosen)
         assert not fixed or sock.getsockname()[1] == port
 
 
-def connect_from(peer: Peer, source: tuple[str, int], chosen: bool | None) -> SafeSocket:
-    policy = Policy(reuse_address=chosen)
-    return safesock.create_connection(peer.address, TIMEOUT, source, policy=policy)
+def reuses_address(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)

@@ -22,18 +22,18 @@ AT_ONCE = 4
 # How often a test whose outcome differs is run again.
 ROUNDS = 3
 
-
-ALL = (Mode.SAFE, Mode.BEFORE_SSL, Mode.TLS)
+WITHOUT_TLS = (Mode.SAFE, Mode.RELEASE)
+WITH_TLS = (Mode.SAFE, Mode.BEFORE_SSL, Mode.TLS, Mode.RELEASE)
 # The slowest first, as they run side by side.
 SUITES = {
-    "test_ssl": ALL,
-    "test_imaplib": ALL,
-    "test_socket": (Mode.SAFE,),
-    "test_selectors": (Mode.SAFE,),
-    "test_ftplib": ALL,
-    "test_poplib": ALL,
-    "test_smtplib": ALL,
-    "test_httplib": ALL,
+    "test_ssl": WITH_TLS,
+    "test_imaplib": WITH_TLS,
+    "test_socket": WITHOUT_TLS,
+    "test_selectors": WITHOUT_TLS,
+    "test_ftplib": WITH_TLS,
+    "test_poplib": WITH_TLS,
+    "test_smtplib": WITH_TLS,
+    "test_httplib": WITH_TLS,
 }
 QUICK = ("test_smtplib", "test_httplib")
 # test_selectors has nothing but socket pairs.

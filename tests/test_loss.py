@@ -28,6 +28,7 @@ from calls import (
     WRITES,
     Call,
     answer,
+    fill,
     opened,
     reader,
     sendfile,
@@ -41,10 +42,11 @@ each_read = pytest.mark.parametrize("name", READS)
 each_write = pytest.mark.parametrize("name", WRITES)
 each_call = pytest.mark.parametrize("name", CALLS)
 each_way = pytest.mark.parametrize("way", ["FIN", "RST"])
-each_on_loss = pytest.mark.parametrize("on_loss", ["close", "release", "keep"])
+ON_LOSS = ["close", "release", "keep"]
+each_on_loss = pytest.mark.parametrize("on_loss", ON_LOSS)
 
 
-# The ways a connection is made and lost ---------------------------------------------------------
+# The ways a connection is made and lost ------------------------------------------------------
 
 
 @pytest.fixture
@@ -156,18 +158,20 @@ def nothing_left(local: Any, remote: Any) -> None:
     )
 
 
-# The call that meets the loss -------------------------------------------------------------------
+# The call that meets the loss ------------------------------------------------------------
 
 
-@each_on_loss
-@each_way
 @pytest.mark.parametrize(
-    ("name", "mode"),
-    [pair for pair in itertools.product(CALLS, MODES) if pair != ("sendfile", "non-blocking")],
+    ("mode", "on_loss"),
+    [("blocking", "close"), ("non-blocking", "close"), *itertools.product(["timeout"], ON_LOSS)],
 )
+@each_way
+@each_call
 def test_the_call_that_meets_the_loss_answers_as_on_a_plain_socket(
     connect: Connect, name: str, way: str, mode: str, on_loss: str
 ) -> None:
+    if name == "sendfile" and mode == "non-blocking":
+        mode = "timeout"  # It refuses the other.
     call, answers = CALLS[name], []
     for policy in (None, policy_of(on_loss)):
         sock, end = connect(policy)
@@ -225,29 +229,13 @@ def test_a_write_that_waits_when_the_loss_comes(connect: Connect, name: str) -> 
     answers = []
     for policy in (None, policy_of("close")):
         sock, end = connect(policy)
-        fill(sock)
+        fill(sock, end)
         answers.append(interrupted(WRITES[name], sock, end.rst))
     assert answers[0] == answers[1]
     loss = governed(sock).loss
     assert loss is not None
     assert loss.cause is Cause.RST
     assert sock.fileno() == -1
-
-
-def fill(sock: socket.socket) -> int:
-    """Sends until the kernel takes no more; the number of bytes."""
-    timeout = sock.gettimeout()
-    sock.settimeout(0)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    sent = 0
-    # What it has taken moves on to the peer's kernel: it is full when it has refused again later.
-    for pause in (0.05, 0):
-        with contextlib.suppress(BlockingIOError):
-            while sent < 1 << 30:
-                sent += sock.send(bytes(65536))
-        select.select([], [], [], pause)
-    sock.settimeout(timeout)
-    return sent
 
 
 @pytest.mark.parametrize("way", ["FIN", "RST"])
@@ -264,7 +252,7 @@ def test_a_loss_over_both_address_families(peer46: Peer, way: str) -> None:
         nothing_left(local, remote)
 
 
-# After the loss ---------------------------------------------------------------------------------
+# After the loss ------------------------------------------------------------
 
 
 @each_way
@@ -405,7 +393,7 @@ def test_a_file_goes_on_after_the_loss_and_keeps_what_it_has_buffered(
     other.check()
 
 
-# Not losses -------------------------------------------------------------------------------------
+# Not losses ------------------------------------------------------------
 
 
 def still_there(sock: socket.socket, end: PeerEnd) -> None:
@@ -444,7 +432,7 @@ def test_a_write_without_room_is_no_loss(connect: Connect, name: str, timeout: f
     answers = []
     for policy in (None, policy_of("close")):
         sock, end = connect(policy)
-        sent = fill(sock)
+        sent = fill(sock, end)
         sock.settimeout(timeout)
         answers.append(answer(SENDS[name], sock))
     assert answers[0] == answers[1]
@@ -585,6 +573,26 @@ def test_urgent_data_is_read_aside_and_no_loss(connect: Connect, finished: bool)
     assert sock.fileno() >= 0
 
 
+SO_TIMESTAMPING = 37
+ON_ACKNOWLEDGEMENT = 1 << 9 | 1 << 4 | 1 << 11  # TX_ACK, SOFTWARE, OPT_TSONLY
+
+
+def test_the_error_queue_is_read_aside_and_no_loss(connect: Connect) -> None:
+    """A time stamp has no bytes, only ancillary data, which is not the end of the stream."""
+    sock, end = connect(policy_of("close"))
+    sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, ON_ACKNOWLEDGEMENT)
+    sock.sendall(DATA)
+    assert end.read(len(DATA)) == DATA
+    end.say(b"last")
+    end.half_close()
+    arrived(sock, "CLOSE_WAIT")
+    data, ancillary, _, _ = sock.recvmsg(SIZE, 1024, socket.MSG_ERRQUEUE)
+    assert data == b""
+    assert ancillary
+    assert governed(sock).loss is None
+    assert sock.recv(SIZE) == b"last"
+
+
 def without_waiting(call: Call) -> Call:
     def at_once(sock: socket.socket) -> Any:
         sock.settimeout(0)
@@ -685,6 +693,26 @@ def test_after_our_own_shut_wr_reading_goes_on_until_the_peer_closes(
     assert loss is not None
     assert loss.cause is Cause.FIN
     assert (sock.fileno() == -1) is (on_loss == "close")
+
+
+@each_on_loss
+def test_a_write_after_both_fins_is_no_loss_while_there_is_input(
+    connect: Connect, on_loss: str
+) -> None:
+    answers = []
+    for policy in (None, policy_of(on_loss)):
+        sock, end = connect(policy)
+        sock.shutdown(socket.SHUT_WR)
+        end.say(b"the answer")
+        end.fin()
+        arrived(sock, "CLOSE")
+        said = [answer(call, sock) for call in SENDS.values()]
+        answers.append([*said, sock.recv(SIZE), sock.recv(SIZE)])
+    assert answers[0] == answers[1]
+    assert answers[1][-2:] == [b"the answer", b""]
+    loss = governed(sock).loss
+    assert loss is not None
+    assert (loss.cause, loss.unread) == (Cause.FIN, 0)
 
 
 @each_on_loss
@@ -789,7 +817,7 @@ def test_released_after_a_reset_no_send_is_let_through(connect: Connect) -> None
         sock.send(b"x")
 
 
-# Connecting -------------------------------------------------------------------------------------
+# Connecting ------------------------------------------------------------
 
 
 def start(peer: Peer, *, by: str, policy: Policy) -> SafeSocket:

@@ -15,6 +15,7 @@ import struct
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from operator import methodcaller
 from typing import Any
 
 import kernel
@@ -208,8 +209,8 @@ WRITE_NAMES = ["send", "sendall", "write", "sendfile"]
 def outcome(call: Callable[[Any], Any], sock: Any) -> object:
     try:
         return call(sock)
-    except OSError as error:
-        return type(error), error.errno, error.args
+    except (OSError, ValueError) as error:
+        return type(error), error.args
 
 
 # What is made -----------------------------------------------------------------------------------
@@ -499,7 +500,7 @@ def test_a_connection_lost_in_the_handshake(
             done(cut)
             if policy:
                 assert lost(sock).cause is (Cause.RST if how == "rst" else Cause.FIN)
-                assert lost(sock).error is caught.value
+                assert repr(lost(sock).error) == repr(caught.value)
                 assert sock.fileno() == -1
                 assert sock.recv(1) == b""
                 with pytest.raises(BrokenPipeError):
@@ -600,8 +601,6 @@ def test_the_error_is_in_the_loss(
             error = read_to_the_end(sock)
             error = lost(sock).error if policy else error
             errors.append((type(error), error and error.args))
-            if error and not hide:
-                assert policy is None or lost(sock).error is error
     assert errors[0] == errors[1]
 
 
@@ -702,28 +701,50 @@ def test_garbage_amid_data_is_an_error_as_in_the_standard_library(
 
 @by_secure_and_wrap
 @by_end
-def test_after_a_loss_questions_are_answered(
-    tls: TlsPeer, context23: ssl.SSLContext, way: Any, act: Any
+def test_after_a_loss_questions_are_answered_as_in_the_standard_library(
+    tls: TlsPeer, certificates: Certificates, version: str, way: Any, act: Any
 ) -> None:
-    sock, end = way(tls, context23)
+    questions: Any = [
+        *("version", "cipher", "compression", "shared_ciphers", "getpeercert", "pending"),
+        *("selected_alpn_protocol", "getpeername", "gettimeout"),
+    ]
+    both = []
+    for policy in (None, QUIET):
+        sock, end = way(tls, certificates.client(version), policy)
+        with sock:
+            local = sock.getsockname()
+            act(end)
+            wait_for_the_end(sock)
+            read_to_the_end(sock)
+            both.append([outcome(methodcaller(name), sock) for name in questions])
+            assert policy is None or sock.getsockname() == local
+            assert sock.session_reused is False
+            assert isinstance(sock.get_channel_binding(), (bytes, type(None)))
+    # RST: the kernel has no peer any more; a SafeSocket remembers.
+    at = questions.index("getpeername")
+    assert both[1][at] == tls.address
+    assert [both[0][:at], both[0][at + 1 :]] == [both[1][:at], both[1][at + 1 :]]
+
+
+@by_secure_and_wrap
+@by_end
+def test_after_a_loss_nothing_is_sent(
+    tls: TlsPeer, context: ssl.SSLContext, way: Any, act: Any
+) -> None:
+    sock, end = way(tls, context)
     with sock:
-        local = sock.getsockname()
         act(end)
         wait_for_the_end(sock)
         read_to_the_end(sock)
-        assert sock.pending() == 0
-        for ask in ("version", "cipher", "compression", "shared_ciphers", "getpeercert"):
-            getattr(sock, ask)()
-        sock.selected_alpn_protocol()
-        sock.get_channel_binding()
-        assert (sock.session, sock.session_reused) is not None
-        assert sock.getpeername() == tls.address
-        assert sock.getsockname() == local
-        assert sock.unwrap() is sock
-        sock.settimeout(1)
-        with pytest.raises(OSError, match=r"."):
-            sock.do_handshake()
         assert "lost by" in repr(sock)
+        with pytest.raises(BrokenPipeError):
+            sock.do_handshake()
+        with pytest.raises(BrokenPipeError):
+            sock.send(b"x")
+        assert sock.unwrap() is sock
+        assert sock.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            sock.send(b"x")
 
 
 # What the policy says ---------------------------------------------------------------------------
@@ -764,21 +785,24 @@ def test_keep_only_records(tls: TlsPeer, context: ssl.SSLContext, way: Any) -> N
         assert end.read(13) == b"still talking"
 
 
-@pytest.mark.parametrize("on_loss", ["close", "release", "keep"])
-@pytest.mark.parametrize("act", [goodbye_and_fin, goodbye_notify_and_fin])
-@pytest.mark.parametrize("close", MODES, ids=repr)
+@pytest.mark.parametrize(
+    ("close", "on_loss", "act"),
+    [(mode, "close", goodbye_and_fin) for mode in MODES]
+    + [(Graceful(), on_loss, goodbye_notify_and_fin) for on_loss in ("close", "release", "keep")],
+    ids=lambda one: getattr(one, "__name__", str(one)),
+)
 @by_secure_and_wrap
 def test_unread_plain_text_survives_the_watcher(
-    tls: TlsPeer, context23: ssl.SSLContext, on_loss: Any, act: Any, close: Any, way: Any
+    tls: TlsPeer, context: ssl.SSLContext, on_loss: Any, act: Any, close: Any, way: Any
 ) -> None:
-    sock, end = way(tls, context23, Policy(close=close, grace=0.01, on_loss=on_loss))
+    sock, end = way(tls, context, Policy(close=close, grace=0.01, on_loss=on_loss))
     with sock:
         end.say(b"a line\n" * 5000)
         end.say(b"first ")
         act(end)
         kernel.wait_until(lambda: loss_of(sock) is not None, "the watcher has stepped in")
         if on_loss != "keep":
-            assert kernel.state(lost(sock).local, tls.address) != "CLOSE_WAIT"
+            kernel.wait_until(lambda: kernel.state_of(sock) != "CLOSE_WAIT")
         assert read_file(sock) == b"a line\n" * 5000 + b"first goodbye"
         assert sock.recv(1) == b""
 

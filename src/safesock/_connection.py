@@ -69,7 +69,8 @@ class Connection:
         """The connection was made."""
         if self.peer is None:
             self.peer = _kernel.peer_name(sock) or self.asked or "unknown"
-            self.syn = _kernel.syn_bytes(sock)
+            self.fin_sent = self.shut_by_owner = _kernel.fin_was_sent(sock)
+            self.syn = _kernel.syn_bytes(sock, fin_sent=self.fin_sent)
             self.asked = None
             self.number = next(_numbers)
 

@@ -160,7 +160,12 @@ def accepted(sock: Raw, *, syn: int, fin_sent: bool) -> int | None:
     return max(_bytes_acked(info) - syn + queued - fin, 0)
 
 
-def syn_bytes(sock: Raw) -> int:
+def fin_was_sent(sock: Raw) -> bool:
+    """Whether our side has been shut down already; the state CLOSE does not tell."""
+    return tcp_state(sock) in _OUR_FIN_OPEN | _OUR_FIN_DONE
+
+
+def syn_bytes(sock: Raw, *, fin_sent: bool) -> int:
     """1 where the kernel counts our SYN as an acknowledged byte, as it does for the side that
     connected, or 0. It is told by comparing with tcpi_bytes_sent, which counts payload only."""
     info = _tcp_info(sock)
@@ -169,7 +174,7 @@ def syn_bytes(sock: Raw) -> int:
         return 1
     (unsent,) = struct.unpack_from("I", info, _TCP_INFO_NOTSENT_BYTES)
     sent, resent = struct.unpack_from("QQ", info, _TCP_INFO_BYTES_SENT)
-    return int(_bytes_acked(info) + queued - unsent > sent - resent)
+    return int(_bytes_acked(info) + queued - unsent - fin_sent > sent - resent)
 
 
 def set_linger(sock: Raw, seconds: int | None) -> None:

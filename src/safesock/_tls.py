@@ -107,6 +107,8 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def do_handshake(self, block: bool = False) -> None:
         """As `ssl.SSLSocket.do_handshake`; the connection may be lost in it."""
+        if self._sslobj is None and self._is_gone():
+            raise broken_pipe()
         try:
             self._wait_for(lambda: super(SafeSSLSocket, self).do_handshake(block))
         except OSError as error:
