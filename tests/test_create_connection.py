@@ -13,7 +13,7 @@ import xmlrpc.client
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import Any, TypeVar
 
 import kernel
 import pytest
@@ -50,22 +50,44 @@ def default_timeout() -> Iterator[Callable[[float | None], None]]:
 def refusing(family: int, port: int = 0) -> socket.socket:
     """A port that is taken and does not listen, so that it refuses and nobody else takes it."""
     sock = socket.socket(family)
-    sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", port))
+    try:
+        # For what is left in TIME_WAIT of connections from that port.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", port))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
-def twice_refusing() -> tuple[ExitStack, int]:
-    """One port that refuses over IPv4 and IPv6."""
-    for _ in range(20):
-        stack = ExitStack()
-        port = stack.enter_context(refusing(socket.AF_INET)).getsockname()[1]
-        try:
-            stack.enter_context(refusing(socket.AF_INET6, port))
-        except OSError:
-            stack.close()
-        else:
-            return stack, port
+Taken = TypeVar("Taken", bound=contextlib.AbstractContextManager[Any])
+
+
+@contextlib.contextmanager
+def and_refusing(take: Callable[[], Taken], port: Callable[[Taken], int], other: int) -> Any:
+    """*take* gives something with a port, which is made to refuse in the *other* family."""
+    for _ in range(50):
+        with take() as taken:
+            try:
+                refuser = refusing(other, port(taken))
+            except OSError:  # Somebody has it.
+                continue
+            with refuser:
+                yield taken
+                return
     raise AssertionError("no port is free in both families")
+
+
+def listening_and_refusing(listening: int, other: int) -> Any:
+    return and_refusing(lambda: Peer(listening), lambda peer: peer.address[1], other)
+
+
+@contextlib.contextmanager
+def twice_refusing() -> Iterator[int]:
+    """One port that refuses over IPv4 and IPv6."""
+    ipv4 = lambda: refusing(socket.AF_INET)  # noqa: E731
+    with and_refusing(ipv4, lambda sock: int(sock.getsockname()[1]), socket.AF_INET6) as taken:
+        yield taken.getsockname()[1]
 
 
 def free_port() -> int:
@@ -228,8 +250,7 @@ def test_every_address_of_a_name_is_tried(create: Any, which: int) -> None:
     both = families(80)
     assert sorted(both) == sorted([socket.AF_INET, socket.AF_INET6])
     with (
-        Peer(both[which]) as peer,
-        refusing(both[1 - which], peer.address[1]),
+        listening_and_refusing(both[which], both[1 - which]) as peer,
         create((None, peer.address[1]), timeout=TIMEOUT) as sock,
     ):
         assert sock.family == both[which]
@@ -247,8 +268,7 @@ def test_an_address_that_the_source_does_not_fit_is_passed_over() -> None:
 
 @pytest.mark.parametrize("all_errors", [False, True])
 def test_when_no_address_answers_the_errors_are_the_standard_library_s(all_errors: bool) -> None:
-    stack, port = twice_refusing()
-    with stack:
+    with twice_refusing() as port:
         shapes = []
         for create in BOTH:
             with pytest.raises((OSError, ExceptionGroup)) as caught:
@@ -269,7 +289,7 @@ def test_a_failure_leaves_no_reference_cycle(all_errors: bool) -> None:
 
 def test_a_success_after_a_failure_leaves_no_reference_cycle() -> None:
     first, second = families(80)
-    with Peer(second) as peer, refusing(first, peer.address[1]), no_refusal_is_left():
+    with listening_and_refusing(second, first) as peer, no_refusal_is_left():
         create_connection((None, peer.address[1])).close()
 
 
@@ -348,9 +368,9 @@ def test_a_fixed_port_is_used_again_right_after(peer: Peer, first: str) -> None:
 
 
 def test_a_busy_port_is_told_and_nothing_left_open(peer: Peer) -> None:
-    with refusing(socket.AF_INET) as holder:
+    with Peer() as holder:
         before = kernel.descriptors()
-        error = failure(lambda: create_connection(peer.address, TIMEOUT, holder.getsockname()))
+        error = failure(lambda: create_connection(peer.address, TIMEOUT, holder.address))
         assert error.errno == errno.EADDRINUSE
         assert kernel.descriptors() == before
 
