@@ -86,6 +86,24 @@ class Runs:
             self._reports[key] = self._pool.submit(run, module, mode)
         return self._reports[key]
 
+    def that_differ_again(self, module: str, mode: Mode, names: list[str]) -> list[str]:
+        """Those of *names* that come out in a way in which, without safesock, they never do.
+
+        There are tests that fail now and then on a busy machine. They are run with the others of
+        their classes, on whose doings they may depend.
+        """
+        classes = {match[0] for name in names if (match := re.search(r"test\.\w+(\.\w+)?", name))}
+        seen = {
+            each: [self._pool.submit(run, module, each, classes) for _ in range(ROUNDS)]
+            for each in (Mode.PLAIN, mode)
+            if names
+        }
+
+        def outcomes(name: str, each: Mode) -> set[str | None]:
+            return {report.result()["outcomes"].get(name) for report in seen[each]}
+
+        return [name for name in names if not outcomes(name, mode) <= outcomes(name, Mode.PLAIN)]
+
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
@@ -122,21 +140,6 @@ def differing(plain: Report, safe: Report) -> list[str]:
     return sorted(n for n in names if plain["outcomes"].get(n) != safe["outcomes"].get(n))
 
 
-def differs_again(module: str, mode: Mode, name: str) -> bool:
-    """Whether the test comes out in a way in which, without safesock, it never does.
-
-    There are tests that fail now and then on a busy machine. It is run with the others of its
-    class, on whose doings it may depend.
-    """
-    dotted = re.search(r"test\.\w+(\.\w+)?", name)
-    assert dotted, f"not the name of a test: {name}"
-    plain, safe = (
-        {run(module, each, [dotted[0]])["outcomes"].get(name) for _ in range(ROUNDS)}
-        for each in (Mode.PLAIN, mode)
-    )
-    return not safe <= plain
-
-
 @pytest.mark.parametrize(("module", "mode"), cases())
 def test_cpythons_own_tests_come_out_the_same(runs: Runs, module: str, mode: Mode) -> None:
     if not is_installed(module):
@@ -146,11 +149,11 @@ def test_cpythons_own_tests_come_out_the_same(runs: Runs, module: str, mode: Mod
 
     assert "pass" in safe["outcomes"].values()
     assert safe["connections"] > 0 or module in WITHOUT_CONNECTIONS
+    names = [name for name in differing(plain, safe) if name not in BY_DESIGN]
     wrong = [
         f"{name}: {plain['outcomes'].get(name)} became {safe['outcomes'].get(name)}\n"
         + safe["details"].get(name, "")
-        for name in differing(plain, safe)
-        if name not in BY_DESIGN and differs_again(module, mode, name)
+        for name in runs.that_differ_again(module, mode, names)
     ]
     assert not wrong, "\n".join(wrong)
     # Threads, processes or files left behind, and exceptions that nobody could catch.

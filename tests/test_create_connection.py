@@ -282,8 +282,11 @@ def test_when_no_address_answers_the_errors_are_the_standard_library_s(all_error
 
 @pytest.mark.parametrize("all_errors", [False, True])
 def test_a_failure_leaves_no_reference_cycle(all_errors: bool) -> None:
-    stack, port = twice_refusing()
-    with stack, no_refusal_is_left(), contextlib.suppress(OSError, ExceptionGroup):
+    with (
+        twice_refusing() as port,
+        no_refusal_is_left(),
+        contextlib.suppress(OSError, ExceptionGroup),
+    ):
         create_connection((None, port), all_errors=all_errors)
 
 

@@ -20,7 +20,6 @@ from safesock._policy import Abort, Drain, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 _numbers = itertools.count(1)
@@ -44,12 +43,14 @@ class Connection:
         "untold",
         "released",
         "forgiven",
+        "inside",
+        "close_is_due",
     )
 
-    def __init__(self, policy: Policy, asked: Any = None) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.policy = policy
         # The address that connect was given, in case the kernel no longer tells the peer's.
-        self.asked = asked
+        self.asked: Any = None
         self.peer: Any = None
         self.number = 0
         self.born = time.monotonic()
@@ -64,6 +65,10 @@ class Connection:
         self.released = False
         # Bytes of the one send that seemed to succeed after `release`.
         self.forgiven: int | None = None
+        # One item for each thread at work with the number of the descriptor, which must not be
+        # closed, and so be given to somebody else, before the last of them has left.
+        self.inside: list[None] = []
+        self.close_is_due = False
 
     def established(self, sock: Raw) -> None:
         """The connection was made."""
@@ -115,6 +120,13 @@ class Connection:
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it cannot be done yet."""
+        self.inside.append(None)
+        try:
+            return self._step_in(sock, decrypted)
+        finally:
+            self.leave(sock)
+
+    def _step_in(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
         if self.loss is not None or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
@@ -138,22 +150,29 @@ class Connection:
         loss = self.loss
         return bool(cause and self.released and loss and loss.cause is Cause.FIN)
 
-    def close(self, sock: Raw, close: Callable[[], None], decrypted: int = 0) -> None:
-        """By the policy, and *close*, which is close(2). In a forked child it is only that."""
+    def close(self, sock: Raw, decrypted: int = 0) -> None:
+        """By the policy, and close(2). In a forked child it is only close(2)."""
         report = None
+        self.inside.append(None)
         try:
             report = self.finish(sock, decrypted)
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
-            drains = isinstance(self.policy.close, Drain)
-            mode = Abort() if drains else self.policy.close
+            mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
             _closing.finish(sock, mode, fin_sent=self.fin_sent)
             raise
         finally:
+            self.report = self.report or report
+            self.close_is_due = True
+            self.leave(sock)
+
+    def leave(self, sock: Raw) -> None:
+        """The last one out closes. Two may find that they are: the second close does nothing."""
+        self.inside.pop()
+        if self.close_is_due and not self.inside:
             try:
-                close()
+                Raw.close(sock)
             except OSError:
                 pass  # Linux closes the descriptor all the same.
-            self.report = self.report or report
 
     def finish(self, sock: Raw, decrypted: int = 0) -> CloseReport | None:
         """Everything but close(2), by the policy; None where there is nothing to do."""

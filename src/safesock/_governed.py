@@ -122,7 +122,9 @@ class GovernedSocket(socket.socket):
         self._refuse_if_gone()
         if self._connection is None and _kernel.is_tcp(self):
             _kernel.prepare(self, self._policy)
-            self._connection = Connection(self._policy, address)
+            self._connection = Connection(self._policy)
+        if self._connection is not None:
+            self._connection.asked = address
 
     def _established(self) -> None:
         connection = self._connection
@@ -203,10 +205,7 @@ class GovernedSocket(socket.socket):
     def _end_connection(self) -> None:
         assert self._connection is not None
         _watch.unwatch(self)
-        self._connection.close(self, self._close_descriptor, self._let_go())
-
-    def _close_descriptor(self) -> None:
-        Raw.close(self)
+        self._connection.close(self, self._let_go())
 
     def _lose(self, cause: Cause, error: OSError | None) -> None:
         """The owner is being told of the loss: what the policy says is done now."""
@@ -333,6 +332,7 @@ class GovernedSocket(socket.socket):
         super().set_inheritable(inheritable)
 
     def _close_by(self, mode: CloseMode) -> None:
+        _kernel.prepare_mode(self, mode)
         self._policy = self._policy._replaced(close=mode)
         if self._connection is not None:
             self._connection.policy = self._policy

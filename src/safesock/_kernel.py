@@ -24,7 +24,7 @@ import select
 import struct
 import sys
 
-from safesock._policy import Abort, KeepAlive, Policy
+from safesock._policy import Abort, CloseMode, Drain, KeepAlive, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -179,8 +179,6 @@ def syn_bytes(sock: Raw, *, fin_sent: bool) -> int:
 
 def set_linger(sock: Raw, seconds: int | None) -> None:
     """SO_LINGER: None is off, 0 makes the last close(2) send RST."""
-    if seconds == 0:
-        _load_connect()  # Whoever aborts is going to need it.
     choice = _LINGER.pack(seconds is not None, seconds or 0)
     try:
         Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_LINGER, choice)
@@ -203,8 +201,7 @@ def asks_for_error(option: tuple[Any, ...]) -> bool:
 
 def prepare(sock: Raw, policy: Policy) -> None:
     """Sets the options that have to be there before the connection is."""
-    if isinstance(policy.close, Abort):
-        set_linger(sock, 0)
+    prepare_mode(sock, policy.close)
     if policy.reuse_address is not None:
         set_reuse_address(sock, policy.reuse_address)
     if policy.nodelay is not None:
@@ -218,6 +215,14 @@ def prepare(sock: Raw, policy: Policy) -> None:
 def set_reuse_address(sock: Raw, on: bool) -> None:
     """SO_REUSEADDR."""
     Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_REUSEADDR, int(on))
+
+
+def prepare_mode(sock: Raw, mode: CloseMode) -> None:
+    """What a close mode needs as long as the connection lives."""
+    if isinstance(mode, (Abort, Drain)):
+        _load_connect()  # Not at the close: a socket collected at interpreter exit can not import.
+    if isinstance(mode, Abort):
+        set_linger(sock, 0)
 
 
 def set_keepalive(sock: Raw, choice: KeepAlive) -> None:
@@ -357,8 +362,7 @@ _connect: Callable[[int], int] | None = None
 
 
 def _load_connect() -> Callable[[int], int] | None:
-    # Python's own connect takes no AF_UNSPEC. Loaded when an Abort is chosen, not when it is
-    # needed: an object collected at interpreter exit can import nothing.
+    # Python's own connect takes no AF_UNSPEC.
     global _connect
     if _connect is None and LINUX:
         import ctypes

@@ -53,7 +53,8 @@ class SafeSocket(GovernedSocket):
       connection also where a duplicate descriptor exists, wakes threads that are blocked on it,
       and does not raise. In a forked child it closes the child's descriptor only.
     - A socket that is collected without `close()` ends by its policy as well (and gives the same
-      ResourceWarning).
+      ResourceWarning). One that a daemon thread still holds when the interpreter exits is never
+      collected: the kernel closes it.
     - `bind` to a port other than 0 sets SO_REUSEADDR, unless the policy says otherwise.
     """
 

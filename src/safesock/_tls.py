@@ -57,20 +57,11 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
     _context_policy = DEFAULT
     # The SSLSocket that this one was taken over from: its TLS object works while it exists.
     _engine: ssl.SSLSocket | None = None
-    _close_is_due = False
-    # One item for each thread that is inside OpenSSL.
-    _inside: list[None]
     # Of ssl.SSLSocket.
     _sslobj: Any
     _connected: bool
     do_handshake_on_connect: bool
     suppress_ragged_eofs: bool
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """SSLSocket has no `__init__` to rely on."""
-        self = super().__new__(cls, *args, **kwargs)
-        self._inside = []
-        return self
 
     @classmethod
     def _create(
@@ -165,37 +156,35 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         return self._sslobj or EndedSession(None)
 
     def _wait_for(self, call: Callable[[], Result]) -> Result:
-        """Calls OpenSSL, which knows only the number of the descriptor: it is not closed while
-        somebody is inside. For a session that was taken over, the wait for the peer is done here,
-        as C would wait on the descriptor of the socket that it came from."""
-        self._inside.append(None)
-        deadline = None
+        """Calls OpenSSL, which knows only the number of the descriptor."""
+        connection = self._connection
+        if connection is None:
+            return call()
+        connection.inside.append(None)
         try:
-            while True:
-                try:
-                    return call()
-                except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-                    timeout = self.gettimeout()
-                    if timeout == 0.0:
-                        raise
-                    if timeout is not None:
-                        deadline = deadline or time.monotonic() + timeout
-                    self._wait(deadline, write=isinstance(error, ssl.SSLWantWriteError))
+            return self._wait_and(call)
         finally:
-            self._inside.pop()
-            if self._close_is_due and not self._inside:
-                Raw.close(self)
+            connection.leave(self)
+
+    def _wait_and(self, call: Callable[[], Result]) -> Result:
+        """For a session that was taken over the waiting is done here: C would wait on the
+        descriptor of the socket that it came from."""
+        deadline = None
+        while True:
+            try:
+                return call()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+                timeout = self.gettimeout()
+                if timeout == 0.0:
+                    raise
+                if timeout is not None:
+                    deadline = deadline or time.monotonic() + timeout
+                self._wait(deadline, write=isinstance(error, ssl.SSLWantWriteError))
 
     def _wait(self, deadline: float | None, *, write: bool) -> None:
         left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if not _kernel.ready(self, left, write=write):
             raise TimeoutError("The TLS operation timed out")
-
-    def _close_descriptor(self) -> None:
-        # The last one out closes it. Both may: the second close finds nothing.
-        self._close_is_due = True
-        if not self._inside:
-            super()._close_descriptor()
 
     @contextlib.contextmanager
     def _engine_at_work(self) -> Iterator[None]:
@@ -235,7 +224,9 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def _decrypted(self) -> int:
         session = getattr(self, "_sslobj", None)  # Unset until the constructor is done.
-        return 0 if session is None or self._inside else session.pending()
+        # Not while another thread is in it: OpenSSL's objects are not for two at a time.
+        busy = self._connection is not None and self._connection.inside
+        return 0 if session is None or busy else session.pending()
 
     def _let_go(self) -> int:
         decrypted = self._decrypted()
