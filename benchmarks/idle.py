@@ -39,7 +39,7 @@ def _all_at_once(wanted: int) -> list[Row]:
         assert _in_close_wait(socks) > 0
         while left := _in_close_wait(socks):
             assert time.monotonic() - closed < 60, f"{left} still in CLOSE_WAIT"
-            time.sleep(0.01)  # Looking takes the interpreter from the watcher.
+            time.sleep(0.05)  # Looking takes the interpreter from the watcher.
         late = max(time.monotonic() - closed - _GRACE, 0.0)
         assert all(sock.loss is not None for sock in socks)
         for sock in socks:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import time
 
 from safesock import _closing, _kernel
@@ -54,7 +53,7 @@ class Connection:
         self.peer: Any = None
         self.number = 0
         self.born = time.monotonic()
-        self.pid = os.getpid()
+        self.pid = _kernel.own_pid()
         self.syn = 1
         self.shut_by_owner = False
         self.fin_sent = False
@@ -192,7 +191,7 @@ class Connection:
 
     def is_elsewhere(self) -> bool:
         """Whether the connection belongs to the process that this one was forked from."""
-        return self.pid != os.getpid()
+        return self.pid != _kernel.own_pid()
 
     def forgive_send(self, size: int) -> bool:
         """Whether a send after `release` is to seem to succeed, as the first one does when the peer
@@ -210,9 +209,7 @@ class Connection:
         self, sock: Raw, cause: Cause, error: BaseException | None, decrypted: int
     ) -> dict[str, Any]:
         """The fields of a record of the end."""
-        fin_sent = self.fin_sent
-        sent = _kernel.accepted(sock, syn=self.syn, fin_sent=fin_sent)
-        unacknowledged = _kernel.unacknowledged(sock, fin_sent=fin_sent)
+        sent, unacknowledged = _kernel.counts(sock, syn=self.syn, fin_sent=self.fin_sent)
         return {
             "cause": cause,
             # Without the traceback, which would keep the owner's frames, and so the socket, alive.

@@ -109,12 +109,25 @@ def was_established(sock: Raw) -> bool:
     return bool(info) and info[0] != TcpState.SYN_SENT and _bytes_acked(info) > 0
 
 
-def peer_name(sock: Raw) -> object:
+def peer_name(sock: Raw) -> tuple[Any, ...] | None:
     """getpeername(2), or None."""
     try:
-        return Raw.getpeername(sock)
+        host, *rest = Raw.getpeername(sock)
     except OSError:
         return None
+    return sys.intern(host), *rest  # Many have the same peer.
+
+
+def own_pid() -> int:
+    """getpid(2), as one object for all who keep it."""
+    global _pid
+    pid = os.getpid()
+    if pid != _pid:
+        _pid = pid
+    return _pid
+
+
+_pid = os.getpid()
 
 
 def is_listening(sock: Raw) -> bool:
@@ -135,29 +148,25 @@ def unread(sock: Raw) -> int | None:
     return _queue(sock, "FIONREAD")
 
 
-def unacknowledged(sock: Raw, *, fin_sent: bool) -> int | None:
-    """The bytes that the peer's kernel has not acknowledged (SIOCOUTQ).
+def counts(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | None]:
+    """The bytes that `send` accepted, and those that the peer's kernel has not acknowledged
+    (SIOCOUTQ); None where the system does not tell.
 
-    *fin_sent*: our FIN has been sent, for the state CLOSE, which does not show it. The FIN takes a
-    sequence number, which the kernel counts as a byte.
-    """
-    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
-    if not queued:
-        return queued
-    return queued - (fin_sent or tcp_state(sock) in _OUR_FIN_OPEN)
-
-
-def accepted(sock: Raw, *, syn: int, fin_sent: bool) -> int | None:
-    """The bytes that `send` accepted: those acknowledged, and those that are not.
-
-    *syn* is what `syn_bytes` gave; for *fin_sent* see `unacknowledged`.
+    *syn* is what `syn_bytes` gave. *fin_sent*: our FIN has been sent, for the state CLOSE, which
+    does not show it. The FIN takes a sequence number, which the kernel counts as a byte.
     """
     info = _tcp_info(sock)
     queued = _queue(sock, "TIOCOUTQ") if LINUX else None
     if queued is None or not info:
-        return None
+        return None, None
     fin = fin_sent or info[0] in _OUR_FIN_OPEN or info[0] in _OUR_FIN_DONE
-    return max(_bytes_acked(info) - syn + queued - fin, 0)
+    accepted = max(_bytes_acked(info) - syn + queued - fin, 0)
+    return accepted, queued - (fin and queued > 0)
+
+
+def unacknowledged(sock: Raw, *, fin_sent: bool) -> int | None:
+    """The second of `counts`."""
+    return counts(sock, syn=0, fin_sent=fin_sent)[1]
 
 
 def fin_was_sent(sock: Raw) -> bool:
