@@ -117,7 +117,7 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
                 self._read_to_end()
         except OSError as error:
             self._failed(error)
-            if error.args[0] != ssl.SSL_ERROR_EOF or not self.suppress_ragged_eofs:
+            if not (isinstance(error, ssl.SSLEOFError) and self.suppress_ragged_eofs):
                 raise
             return b"" if buffer is None else 0
         return answer
