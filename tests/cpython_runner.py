@@ -159,6 +159,7 @@ def run(name: str, wanted: list[str]) -> dict[str, Any]:
 
 
 def main(name: str, mode: str, result: str, *wanted: str) -> None:
+    faulthandler.enable()
     faulthandler.dump_traceback_later(DEADLINE, exit=True)
     before = connections_so_far() if mode != Mode.PLAIN else 0
     replace(Mode(mode))

@@ -248,11 +248,11 @@ def test_child_has_connections_of_its_own(peer: Peer, mode: CloseMode) -> None:
 
 def test_forks_while_threads_use_sockets_and_the_watcher(peer: Peer) -> None:
     """Every child can use sockets and a watcher of its own; none hangs on a lock."""
-    stop = threading.Event()
+    stop, stop_serving = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
     def serve() -> None:
-        while not stop.is_set():
+        while not stop_serving.is_set():
             sock, _ = peer.listener.accept()
             with sock:
                 sock.shutdown(socket.SHUT_WR)
@@ -275,7 +275,9 @@ def test_forks_while_threads_use_sockets_and_the_watcher(peer: Peer) -> None:
 
     threads = [threading.Thread(target=churn) for _ in range(3)]
     server = threading.Thread(target=serve)
-    for thread in [server, *threads]:
+    server.start()
+    use()  # What Python imports for the first of all connections; a fork in an import hangs.
+    for thread in threads:
         thread.start()
     try:
         for _ in range(15):
@@ -285,7 +287,8 @@ def test_forks_while_threads_use_sockets_and_the_watcher(peer: Peer) -> None:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(30)
+        stop_serving.set()
         socket.create_connection(peer.address, 20).close()  # For the accept that still waits.
         server.join(20)
     assert not any(thread.is_alive() for thread in [server, *threads])
@@ -311,7 +314,7 @@ def connect():
 listener = socket.create_server(("127.0.0.1", 0), backlog=128)
 listener.settimeout(20)
 address = listener.getsockname()
-# What Python imports for the first of all connections; a fork in an import hangs by itself.
+# What Python imports for the first of all connections; a fork in an import hangs.
 with socket.create_connection(address, 20):
     listener.accept()[0].close()
 barrier = threading.Barrier(2)

@@ -48,11 +48,9 @@ class Connection:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        # The address that connect was given, in case the kernel no longer tells the peer's.
-        self.asked: Any = None
         self.peer: Any = None
         self.number = 0
-        self.born = time.monotonic()
+        self.begins(None)
         self.pid = _kernel.own_pid()
         self.syn = 1
         self.shut_by_owner = False
@@ -69,12 +67,19 @@ class Connection:
         self.inside: list[None] = []
         self.close_is_due = False
 
+    def begins(self, address: Any) -> None:
+        """A connect to *address* is on its way."""
+        # In case the kernel can no longer tell the peer's address when it has been made.
+        self.asked = address
+        self.born = time.monotonic()
+
     def established(self, sock: Raw) -> None:
         """The connection was made."""
         if self.peer is None:
             self.peer = _kernel.peer_name(sock) or self.asked or "unknown"
-            self.fin_sent = self.shut_by_owner = _kernel.fin_was_sent(sock)
-            self.syn = _kernel.syn_bytes(sock, fin_sent=self.fin_sent)
+            control = _kernel.control_bytes(sock)
+            self.fin_sent = self.shut_by_owner = _kernel.fin_was_sent(sock) or control > 1
+            self.syn = int(control > self.fin_sent)
             self.asked = None
             self.number = next(_numbers)
 
@@ -112,10 +117,10 @@ class Connection:
             self.fin_sent |= self.released and sends_fin
         return self.released
 
-    def owner_shuts(self, sock: Raw) -> None:
-        """The owner is about to end its own sending."""
+    def owner_has_shut(self, state: TcpState | None) -> None:
+        """The owner has ended its own sending, in this state."""
         self.shut_by_owner = True
-        self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+        self.fin_sent |= state in _kernel.SENDS_FIN
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it cannot be done yet."""
@@ -127,20 +132,22 @@ class Connection:
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
-        if self.loss is not None or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
+        told = self.loss is not None and self.policy.on_loss != "release"
+        if told or self.released or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
-        error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
+        before = self.loss
+        error = _kernel.take_error(sock) if state is TcpState.CLOSE and not before else None
         self.untold = error
         cause = (error and cause_of(error)) or Cause.FIN
         self.lose(sock, cause, error, decrypted)
         if self.policy.on_loss != "keep" and not self.release(sock):
-            self.loss = None
+            self.loss = before
             return False
         return True
 
     def settle(self, sock: Raw) -> None:
         """After a release that took the kernel a while: its error is ours, not for the owner."""
-        if self.released and _kernel.tcp_state(sock) is TcpState.CLOSE:
+        if self.was_ended_here(Cause.FIN) and _kernel.tcp_state(sock) is TcpState.CLOSE:
             _kernel.take_error(sock)
 
     def was_ended_here(self, cause: Cause | None) -> bool:
@@ -167,7 +174,8 @@ class Connection:
     def leave(self, sock: Raw) -> None:
         """The last one out closes. Two may find that they are: the second close does nothing."""
         self.inside.pop()
-        if self.close_is_due and not self.inside:
+        # What the parent's threads were at when this process was forked off will never end here.
+        if self.close_is_due and (not self.inside or self.is_elsewhere()):
             try:
                 Raw.close(sock)
             except OSError:
@@ -193,17 +201,19 @@ class Connection:
         """Whether the connection belongs to the process that this one was forked from."""
         return self.pid != _kernel.own_pid()
 
-    def forgive_send(self, size: int) -> bool:
+    def may_forgive(self) -> bool:
         """Whether a send after `release` is to seem to succeed, as the first one does when the peer
-        has closed and nobody has answered yet. Its bytes are counted as lost."""
-        loss = self.loss
-        if self.forgiven is not None or loss is None or self.shut_by_owner:
-            return False
+        has closed and nobody has answered yet."""
+        first = self.forgiven is None and not self.shut_by_owner
+        return first and self.policy.on_loss == "release" and self.was_ended_here(Cause.FIN)
+
+    def forgive(self, size: int) -> None:
+        """The bytes of that send are counted as lost."""
+        assert self.loss is not None
         self.forgiven = size
-        self.loss = loss._replaced(
-            sent=_plus(loss.sent, size), unacknowledged=_plus(loss.unacknowledged, size)
+        self.loss = self.loss._replaced(
+            sent=_plus(self.loss.sent, size), unacknowledged=_plus(self.loss.unacknowledged, size)
         )
-        return True
 
     def _end(
         self, sock: Raw, cause: Cause, error: BaseException | None, decrypted: int

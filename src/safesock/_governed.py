@@ -65,7 +65,7 @@ class GovernedSocket(socket.socket):
         return None if self._connection is None else self._connection.report
 
     def __repr__(self) -> str:
-        connection = self._connection
+        connection = getattr(self, "_connection", None)  # Unset before __init__.
         if connection is None or connection.peer is None:
             return super().__repr__()
         state = None if self._is_closed() else _kernel.tcp_state(self)
@@ -92,7 +92,11 @@ class GovernedSocket(socket.socket):
         try:
             super().connect(address)
         except OSError as error:
-            self._connect_failed(error.errno or errno.ETIMEDOUT)
+            # The socket module's own timeout has no errno: the kernel goes on connecting.
+            self._connect_failed(errno.EINPROGRESS if error.errno is None else error.errno)
+            raise
+        except BaseException:  # KeyboardInterrupt: the kernel goes on here too.
+            self._connect_failed(errno.EINPROGRESS)
             raise
         self._established()
 
@@ -123,8 +127,8 @@ class GovernedSocket(socket.socket):
         if self._connection is None and _kernel.is_tcp(self):
             _kernel.prepare(self, self._policy)
             self._connection = Connection(self._policy)
-        if self._connection is not None:
-            self._connection.asked = address
+        if self._connection is not None and self._connection.peer is None:
+            self._connection.begins(address)
 
     def _established(self) -> None:
         connection = self._connection
@@ -164,8 +168,7 @@ class GovernedSocket(socket.socket):
     def shutdown(self, how: int, /) -> None:
         """shutdown(2). After a loss by FIN it does nothing, as there is nothing left to do."""
         connection = self._connection
-        if connection is not None and how != socket.SHUT_RD and connection.loss is None:
-            connection.owner_shuts(self)
+        state = None if connection is None else _kernel.tcp_state(self)
         try:
             super().shutdown(how)
         except OSError:
@@ -173,10 +176,14 @@ class GovernedSocket(socket.socket):
             if loss is None or loss.cause is not Cause.FIN or self._is_closed():
                 self._refuse_if_gone()
                 raise
+        else:
+            if connection is not None and how != socket.SHUT_RD and not connection.released:
+                connection.owner_has_shut(state)
 
     def detach(self) -> int:
         """Gives the descriptor away: safesock no longer governs it."""
         _watch.unwatch(self)
+        self._connection = None
         return super().detach()
 
     def dup(self) -> Self:
@@ -257,7 +264,7 @@ class GovernedSocket(socket.socket):
         if connection.peer is None:
             self._governed()  # Its connect is done, and if it was made it is now watched for FIN.
             return None
-        if connection.loss is not None:
+        if connection.released:
             connection.settle(self)
             return None
         return self._policy.grace

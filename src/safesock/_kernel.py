@@ -152,8 +152,8 @@ def counts(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | No
     """The bytes that `send` accepted, and those that the peer's kernel has not acknowledged
     (SIOCOUTQ); None where the system does not tell.
 
-    *syn* is what `syn_bytes` gave. *fin_sent*: our FIN has been sent, for the state CLOSE, which
-    does not show it. The FIN takes a sequence number, which the kernel counts as a byte.
+    *syn*: 1 where our SYN is counted, see `control_bytes`. *fin_sent*: our FIN has been sent, for
+    the state CLOSE, which does not show it; it counts as a byte, too.
     """
     info = _tcp_info(sock)
     queued = _queue(sock, "TIOCOUTQ") if LINUX else None
@@ -174,16 +174,16 @@ def fin_was_sent(sock: Raw) -> bool:
     return tcp_state(sock) in _OUR_FIN_OPEN | _OUR_FIN_DONE
 
 
-def syn_bytes(sock: Raw, *, fin_sent: bool) -> int:
-    """1 where the kernel counts our SYN as an acknowledged byte, as it does for the side that
-    connected, or 0. It is told by comparing with tcpi_bytes_sent, which counts payload only."""
+def control_bytes(sock: Raw) -> int:
+    """How many of our SYN and FIN the kernel counts as bytes: it does so with the SYN of the side
+    that connected. It is told by comparing with tcpi_bytes_sent, which counts payload only."""
     info = _tcp_info(sock)
     queued = _queue(sock, "TIOCOUTQ") if LINUX else None
     if queued is None or len(info) < _TCP_INFO_BYTES_SENT + 16:
         return 1
     (unsent,) = struct.unpack_from("I", info, _TCP_INFO_NOTSENT_BYTES)
     sent, resent = struct.unpack_from("QQ", info, _TCP_INFO_BYTES_SENT)
-    return int(_bytes_acked(info) + queued - unsent - fin_sent > sent - resent)
+    return int(max(_bytes_acked(info) + queued - unsent - (sent - resent), 0))
 
 
 def set_linger(sock: Raw, seconds: int | None) -> None:

@@ -89,6 +89,7 @@ def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
         chosen = sock.policy
     chosen = policy_or_default(chosen)
     _refuse(sock)
+    _kernel.set_linger(sock, None)  # What it had is replaced by the policy's.
     _kernel.prepare(sock, chosen)
     ssl = sys.modules.get("ssl")
     if ssl is not None and isinstance(sock, ssl.SSLSocket):

@@ -198,10 +198,10 @@ class SafeSocket(GovernedSocket):
             self._failed(error)
             raise
 
-    def _sendfile_use_sendfile(self, *args: Any) -> int:
+    def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         # socket.sendfile goes on with send after this, and the error of the connection is used up.
         try:
-            sent: int = super()._sendfile_use_sendfile(*args)  # type: ignore[misc]
+            sent: int = super()._sendfile_use_sendfile(file, offset, count)  # type: ignore[misc]
         except _GiveUp as gave_up:
             if isinstance(gave_up.args[0], OSError):
                 self._failed(gave_up.args[0])
@@ -216,10 +216,10 @@ class SafeSocket(GovernedSocket):
         if connection is None or not connection.was_ended_here(self._cause(error)):
             self._failed(error)
             return None
-        if self._policy.on_loss == "release":
+        if connection.may_forgive():
             size = sum(memoryview(part).nbytes for part in data)
-            if connection.forgive_send(size):
-                return size
+            connection.forgive(size)
+            return size
         self._failed(error)
         if self._means_broken_pipe(error):
             return None
@@ -231,8 +231,8 @@ class SafeSocket(GovernedSocket):
 
 def _room(asked: Any) -> int:
     """The bytes that a read asked for: a number, a buffer or a tuple of buffers."""
-    if isinstance(asked, int):
-        return asked
+    if hasattr(asked, "__index__"):
+        return int(asked.__index__())
     if isinstance(asked, tuple):
         return sum(memoryview(buffer).nbytes for buffer in asked)
     return memoryview(asked).nbytes

@@ -48,8 +48,9 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     A close_notify ends the connection as a FIN does, for it is the end of what can be read. A FIN
     without one is told as in the standard library, and `loss.error` is the SSLEOFError also where
-    suppress_ragged_eofs hides it. `close` sends no close_notify, as in the standard library:
-    `unwrap` does. After a loss, `unwrap` does nothing and gives this socket.
+    suppress_ragged_eofs hides it. The peer's close_notify is answered with ours before the
+    connection is closed; `close` alone sends none, as in the standard library: `unwrap` does. After
+    a loss, `unwrap` does nothing and gives this socket; with on_loss="release" it still answers.
     """
 
     __module__ = "safesock"
@@ -76,6 +77,10 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
     ) -> Self:
         connection = sock._connection if isinstance(sock, SafeSocket) else None
         policy = sock.policy if isinstance(sock, SafeSocket) else cls._context_policy
+        if connection is not None and connection.loss is not None:
+            # The kernel calls it unconnected, and ssl would put off the handshake.
+            sock.close()
+            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection was lost before the handshake")
         # The handshake waits until the connection is governed, as it may be lost in it.
         self: Self = super()._create(  # type: ignore[misc]
             sock, server_side, False, suppress_ragged_eofs, server_hostname, context, session
@@ -113,7 +118,7 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         try:
             arguments = (len,) if buffer is None else (len, buffer)
             answer = self._wait_for(lambda: self._tls().read(*arguments))
-            if not answer and len:
+            if not answer and (len if buffer is None else memoryview(buffer).nbytes):
                 self._read_to_end()
         except OSError as error:
             self._failed(error)
@@ -126,7 +131,11 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         """As `ssl.SSLSocket.write`; BrokenPipeError after a loss."""
         if self._sslobj is None:
             return super().write(data)
+        connection = self._connection
         try:
+            if connection is not None and connection.may_forgive():
+                # OpenSSL does not get over a write that failed: the unread text would be lost.
+                raise broken_pipe()
             written: int = self._wait_for(lambda: self._tls().write(data))
         except OSError as error:
             size = self._unsent(error, data)
@@ -206,7 +215,26 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         if connection is None or self._is_closed():
             return
         self._raise_untold(connection)
+        if self._policy.on_loss == "release" and self._policy.watch:
+            # The owner may answer the close_notify with `unwrap`; the watcher ends the rest.
+            connection.lose(self, Cause.FIN, None, self._decrypted())
+            return
+        if self._policy.on_loss == "close" and _kernel.tcp_state(self) in _kernel.PEER_OPEN:
+            connection.lose(self, Cause.FIN, None, self._decrypted())
+            self._answer_close_notify()
         self._lose(Cause.FIN, None)
+
+    def _answer_close_notify(self) -> None:
+        """Our close_notify (RFC 8446, 6.1), for a peer that waits for it; without waiting."""
+        timeout = self.gettimeout()
+        try:
+            self.settimeout(0)
+            with self._engine_at_work():
+                self._wait_for(lambda: self._tls().shutdown())
+        except (OSError, ValueError):
+            pass  # It cannot be sent now, and the connection is to be closed.
+        finally:
+            self.settimeout(timeout)
 
     def _cause(self, error: OSError) -> Cause | None:
         if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):

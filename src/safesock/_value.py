@@ -17,7 +17,7 @@ class Value:
     _fields: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._fields += cls.__slots__
+        cls._fields += cls.__dict__.get("__slots__", ())
 
     def _set(self, **fields: object) -> None:
         for name, value in fields.items():

@@ -94,7 +94,14 @@ class Watcher:
             _report(error)  # The others are still to be watched.
             return
         if seconds is not None:
+            self._forget_the_dead()
             heapq.heappush(self._due, (time.monotonic() + seconds, next(_ORDER), fd, ref))
+
+    def _forget_the_dead(self) -> None:
+        # Sockets that were closed while their grace lasts: not for as long as that may be.
+        if len(self._due) > 2 * len(self._sockets) + 100:
+            self._due = [due for due in self._due if self._sockets.get(due[2]) is due[3]]
+            heapq.heapify(self._due)
 
 
 def _report(error: Exception) -> None:
