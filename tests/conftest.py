@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 
 import pytest
 from peer import Peer
+from tls_peer import Certificates, TlsPeer
 
 
 @pytest.fixture
@@ -18,3 +20,33 @@ def peer46(request: pytest.FixtureRequest) -> Iterator[Peer]:
     """Once over IPv4, once over IPv6."""
     with Peer(request.param) as one:
         yield one
+
+
+# TLS --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def certificates() -> Certificates:
+    return Certificates()
+
+
+@pytest.fixture
+def tls(certificates: Certificates) -> Iterator[TlsPeer]:
+    with TlsPeer(certificates.server()) as one:
+        yield one
+
+
+@pytest.fixture(params=["1.2", "1.3"], ids=["TLS 1.2", "TLS 1.3"])
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def context(certificates: Certificates) -> ssl.SSLContext:
+    return certificates.client()
+
+
+@pytest.fixture
+def context23(certificates: Certificates, version: str) -> ssl.SSLContext:
+    """Once TLS 1.2, once 1.3."""
+    return certificates.client(version)

@@ -117,7 +117,7 @@ def test_loss_that_the_child_notices_is_its_own_affair(
         assert end.read(10) == b"still here"
 
 
-@by_mode
+@pytest.mark.parametrize("mode", [Graceful(), Abort()], ids=["Graceful", "Abort"])
 @pytest.mark.parametrize("way", ["end", "sys.exit", "an exception", "an exit handler closes"])
 def test_exit_of_a_child_leaves_the_connection_alone(peer: Peer, mode: CloseMode, way: str) -> None:
     """The interpreter's own exit, which collects what is still there."""
@@ -342,6 +342,6 @@ with first, socks[0]:
     assert first.recv(1) == b""
 listener.close()
 """
-    for step in range(8):
-        with Script(text, step * 1e-4) as script:
+    for step in range(5):
+        with Script(text, step * 2e-4) as script:
             script.join()

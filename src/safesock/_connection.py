@@ -188,7 +188,8 @@ class Connection:
         mode, loss = self.policy.close, self.loss
         cause, error = (loss.cause, loss.error) if loss else (Cause.CLOSED, None)
         end = self._end(sock, cause, error, decrypted)
-        if loss and self.released and isinstance(mode, Abort):
+        over = _kernel.tcp_state(sock) is TcpState.CLOSE
+        if loss and self.released and over and isinstance(mode, Abort):
             # It has been reset, and the kernel has forgotten what it had counted.
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)

@@ -111,9 +111,11 @@ class Policy(Value):
     on_loss: what the call that notices the loss does.
         "close": shutdown(2) and close(2). Input that was not read is dropped, and counted.
         "release": ends the connection; the descriptor and the unread bytes stay with their owner,
-            for whom it behaves as a plain socket whose peer has closed.
+            for whom it behaves as a plain socket whose peer has closed. For sockets in an event
+            loop (selectors, asyncio, uvloop), which must not lose their descriptor.
         "keep": nothing, for protocols that use half-open connections; the loss is only recorded.
-    watch: also notice a FIN or RST while nobody reads. It takes epoll(7), so Linux.
+    watch: also notice a FIN or RST while nobody reads. It takes epoll(7), so Linux, and a thread,
+        of which Python 3.12 and later warn when the process forks.
     grace: seconds an owner has to react to a FIN before the watcher ends the connection for it.
     reuse_address: SO_REUSEADDR. None: on exactly when a local port is fixed by `bind`.
     keepalive: a `KeepAlive`, or None to leave the option alone.
