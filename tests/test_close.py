@@ -563,8 +563,15 @@ def last():
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("mode", [Graceful(), Abort()], ids=["Graceful", "Abort"])
+# A daemon thread's socket is never collected: what holds then is what was set at the connect.
+COLLECTED = [place for place in PLACES if place != "a daemon thread"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"),
+    [(Graceful(), place) for place in COLLECTED] + [(Abort(), place) for place in PLACES],
+    ids=str,
+)
 def test_interpreter_exit_ends_what_is_open(peer: Peer, place: str, mode: CloseMode) -> None:
     """Graceful: all that was sent arrives, though there is unread input. Abort: RST."""
     with Script(CONNECT.format(mode=mode) + PLACES[place], *peer.address) as script:

@@ -18,7 +18,7 @@ from cpython_runner import DEADLINE, Mode
 
 RUNNER = Path(__file__).with_name("cpython_runner.py")
 # They wait more than they compute.
-AT_ONCE = 4
+AT_ONCE = 6
 # How often a test whose outcome differs is run again.
 ROUNDS = 3
 

@@ -197,6 +197,24 @@ def test_watcher_of_the_parent_ends_it_while_a_child_holds_it(peer: Peer, mode: 
                 over.open()
 
 
+def test_child_forked_while_a_thread_closes_closes_its_own_descriptor(peer: Peer) -> None:
+    def child() -> None:
+        sock.close()
+        assert number not in kernel.descriptors()
+
+    with peer.connected(Policy(Drain(20))) as (sock, end):
+        number = sock.fileno()
+        closer = threading.Thread(target=sock.close)
+        closer.start()
+        try:
+            assert end.read_to_end() == (b"", EOF)
+            kernel.wait_until_blocked(closer)
+            in_child(child)
+        finally:
+            end.close()
+            closer.join()
+
+
 @by_mode
 def test_wrap_makes_the_child_the_owner(peer: Peer, mode: CloseMode) -> None:
     """From a plain socket or from the parent's SafeSocket, it ends by the policy in the child,

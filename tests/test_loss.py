@@ -537,6 +537,34 @@ def test_a_read_into_part_of_a_buffer_meets_the_loss(connect: Connect, name: str
     assert governed(sock).loss is not None
 
 
+class Index:
+    """Any such object is a number of bytes."""
+
+    def __index__(self) -> int:
+        return 4
+
+
+FOUR: Any = Index()
+BY_INDEX: dict[str, Call] = {
+    "recv": lambda sock: sock.recv(FOUR),
+    "recv_into": lambda sock: sock.recv_into(bytearray(4), FOUR),
+    "recvfrom": lambda sock: sock.recvfrom(FOUR),
+    "recvfrom_into": lambda sock: sock.recvfrom_into(bytearray(4), FOUR),
+    "recvmsg": lambda sock: sock.recvmsg(FOUR),
+}
+
+
+@pytest.mark.parametrize("name", BY_INDEX)
+def test_a_read_of_an_index_meets_the_loss(connect: Connect, name: str) -> None:
+    answers = []
+    for policy in (None, policy_of("close")):
+        sock, end = connect(policy)
+        lose(sock, end, "FIN")
+        answers.append(answer(BY_INDEX[name], sock))
+    assert answers[0] == answers[1]
+    assert governed(sock).loss is not None
+
+
 def test_peeking_takes_nothing_and_is_no_loss_while_there_is_input(connect: Connect) -> None:
     sock, end = connect(policy_of("close"))
     end.say(b"last")
@@ -980,6 +1008,10 @@ def test_repr_shows_the_live_state(connect: Connect, on_loss: str, after: str) -
     assert "[closed]" in repr(sock)
     assert "state=" not in repr(sock)
     assert "lost by FIN" in repr(sock)
+
+
+def test_repr_works_before_the_constructor() -> None:
+    assert "fd=-1" in repr(SafeSocket.__new__(SafeSocket))
 
 
 def test_repr_shows_our_own_half_close(connect: Connect) -> None:

@@ -192,7 +192,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 @each_value
 def test_value_is_frozen(value: Any) -> None:
-    for name in [*value._fields, "anything"]:
+    for name in [*value._names, "anything"]:
         before = repr(value)
         with pytest.raises(AttributeError, match="never changes"):
             setattr(value, name, 1)
@@ -215,6 +215,14 @@ def test_repr_is_in_the_order_of_the_parameters() -> None:
         "Policy(close=Drain(timeout=1.5), on_loss='close', watch=True, grace=1.0, "
         "reuse_address=None, keepalive=None, user_timeout=2, nodelay=None)"
     )
+
+
+def test_a_subclass_has_each_field_once() -> None:
+    class Patient(Drain):
+        pass
+
+    assert repr(Patient(9)) == "Patient(timeout=9)"
+    assert copy.copy(Patient(9)) == Patient(9)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -262,7 +270,7 @@ def test_each_field_of_a_policy_makes_a_difference() -> None:
         Policy(nodelay=False),
     ]
     assert len({Policy(), *changed}) == len(changed) + 1
-    assert len(changed) == len(Policy._fields)
+    assert len(changed) == len(Policy._names)
 
 
 def test_modes_without_choices_take_none() -> None:

@@ -59,10 +59,14 @@ def test_every_line_is_true(closing_server: tuple[str, int], capsys: Any) -> Non
         if number == 0:
             names["sock"].close()
     printed = capsys.readouterr().out
-    assert printed.count("hello yourself") == 3
+    assert printed.count("hello yourself") == 4
     assert printed.count("Cause.FIN 0") == 3
     assert isinstance(names["loss"], safesock.Loss)
     assert plain.fileno() == -1
+    client = names["Connection"](*closing_server, timeout=20)
+    client.connect()
+    assert isinstance(client.sock, safesock.SafeSocket)
+    client.close()
 
 
 def test_the_close_modes_are_named_as_they_are() -> None:

@@ -194,6 +194,21 @@ def test_our_own_fin_is_not_counted_as_a_byte(narrow: Peer, full: bool) -> None:
     assert counted(report_of(sock)) == (sent, sent - got, 0)
 
 
+@pytest.mark.parametrize("how", [99, "SHUT_WR"])
+def test_a_shutdown_that_fails_changes_no_record(peer: Peer, how: Any) -> None:
+    with connected(peer) as (sock, end):
+        with pytest.raises((OSError, TypeError)):
+            sock.shutdown(how)
+        sock.sendall(b"12345")
+        assert end.read(5) == b"12345"
+        end.fin()
+        sock.sendall(b"6")
+        arrived(sock, "CLOSE")
+        with pytest.raises(BrokenPipeError):
+            sock.sendall(b"7")
+        assert loss_of(sock).sent == 6
+
+
 @pytest.mark.parametrize("on_loss", ["close", "keep"])
 def test_the_peers_fin_after_our_own(peer: Peer, on_loss: str) -> None:
     with connected(peer, policy_of(on_loss)) as (sock, end):
@@ -349,6 +364,18 @@ def test_closing_with_unread_bytes(peer: Peer, mode: Any, way: str) -> None:
     assert sock.loss is None
 
 
+def test_a_report_counts_what_was_sent_while_a_reset_was_under_way(peer: Peer) -> None:
+    """Unread input delays the RST of the watcher, and until then the kernel goes on sending."""
+    with connected(peer, Policy(close=Abort(), grace=0)) as (sock, end):
+        end.say(b"unread")
+        end.half_close()
+        keepalive = socket.SOL_SOCKET, socket.SO_KEEPALIVE  # It is what sends the RST.
+        kernel.wait_until(lambda: sock.getsockopt(*keepalive), "the watcher has stepped in")
+        sent = sock.send(b"data") if kernel.state_of(sock) != "CLOSE" else 0
+    assert report_of(sock).sent == sent
+    assert end.read_to_end()[1] == RESET
+
+
 @each_on_loss
 @each_mode
 @pytest.mark.parametrize("way", ["FIN", "RST"])
@@ -413,6 +440,19 @@ def test_the_lifetime_is_that_of_the_connection(peer: Peer) -> None:
     assert before_close - made <= report_of(sock).lifetime <= time.monotonic() - before
     kept = report_of(sock).lifetime
     assert report_of(sock).lifetime == kept
+
+
+def test_the_lifetime_does_not_count_connects_that_failed(peer: Peer) -> None:
+    with socket.socket() as port, SafeSocket(policy=policy_of()) as sock:
+        port.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionRefusedError):
+            sock.connect(port.getsockname())
+        time.sleep(0.05)  # Time itself is what is measured.
+        before = time.monotonic()
+        sock.connect(peer.address)
+        peer.accept().fin()
+        assert sock.recv(1) == b""
+        assert loss_of(sock).lifetime <= time.monotonic() - before
 
 
 NUMBERS = """

@@ -14,6 +14,7 @@ from typing import Any
 import kernel
 import pytest
 from peer import EOF, RESET, TIMEOUT
+from process import in_child
 from tls_client import (
     MODES,
     QUIET,
@@ -162,6 +163,19 @@ def test_no_loss_in_timeouts_and_empty_reads(tls: TlsPeer, context23: ssl.SSLCon
         assert sock.recv(1) == b"x"
 
 
+@by_secure_and_wrap
+def test_a_read_into_an_empty_buffer_is_no_loss(
+    tls: TlsPeer, context23: ssl.SSLContext, way: Any
+) -> None:
+    sock, end = way(tls, context23)
+    with sock:
+        end.say(b"hello")
+        assert sock.recv_into(bytearray(), 100) == 0
+        assert sock.read(1024, bytearray()) == 0
+        assert loss_of(sock) is None
+        assert sock.recv(5) == b"hello"
+
+
 def test_garbage_amid_data_is_an_error_as_in_the_standard_library(
     tls: TlsPeer, certificates: Certificates
 ) -> None:
@@ -245,6 +259,25 @@ def test_release_leaves_the_descriptor_and_lets_one_send_succeed(
             told.append(outcome(WRITES[0], sock))
             both.append(told)
     assert both[0] == both[1]
+
+
+@by_secure_and_wrap
+def test_writes_after_a_release_leave_unread_plain_text_alone(
+    tls: TlsPeer, context23: ssl.SSLContext, way: Any
+) -> None:
+    """A shorter write after one that failed is fatal to OpenSSL."""
+    sock, end = way(tls, context23, Policy(grace=0.01, on_loss="release"))
+    with sock:
+        end.say(b"unread data")
+        end.fin()
+        kernel.wait_until(lambda: kernel.state_of(sock) != "CLOSE_WAIT")
+        kernel.wait_until(lambda: loss_of(sock) is not None, "the watcher has stepped in")
+        assert sock.send(b"x" * 100) == 100
+        for _ in range(2):
+            with pytest.raises((ssl.SSLEOFError, BrokenPipeError)):
+                sock.send(b"y")
+        assert sock.recv(100) == b"unread data"
+        assert sock.recv(100) == b""
 
 
 @by_secure_and_wrap
@@ -399,6 +432,30 @@ def test_a_stranger_with_the_same_number_is_left_alone(
                 use(sock)
         file.close()
         sock.close()
+
+
+@by_secure_and_wrap
+def test_a_child_forked_while_a_thread_reads_closes_its_descriptor(
+    tls: TlsPeer, context23: ssl.SSLContext, way: Any
+) -> None:
+    """That thread, which may not lose the descriptor's number, is not in the child."""
+
+    def child() -> None:
+        sock.close()
+        assert number not in kernel.descriptors()
+
+    sock, end = way(tls, context23)
+    number = sock.fileno()
+    reader = threading.Thread(target=sock.recv, args=[1])
+    with sock:
+        reader.start()
+        try:
+            kernel.wait_until_blocked(reader)
+            in_child(child)
+        finally:
+            end.say(b"x")
+            reader.join()
+        assert loss_of(sock) is None
 
 
 @by_secure_and_wrap

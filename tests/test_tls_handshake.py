@@ -15,7 +15,7 @@ from typing import Any
 
 import kernel
 import pytest
-from peer import RESET, TIMEOUT
+from peer import EOF, RESET, TIMEOUT
 from tls_client import (
     QUIET,
     by_secure_and_wrap,
@@ -345,6 +345,24 @@ def test_a_failed_handshake_leaves_nothing_open(
             context.wrap_socket(plain, server_hostname=NAME)
     done(cut)
     assert kernel.descriptors() - {end.sock.fileno() for end in tls.ends} == before
+
+
+@pytest.mark.parametrize("secured", [True, False], ids=["secured context", "plain context"])
+def test_a_connection_that_ended_before_wrap_socket_is_not_taken_for_an_unconnected_one(
+    tls: TlsPeer, context: ssl.SSLContext, secured: bool
+) -> None:
+    """It would be returned without TLS, and without an error."""
+    if secured:
+        secure(context)
+    before = kernel.descriptors()
+    plain = create_connection(tls.address, TIMEOUT, policy=Policy(grace=0.01))
+    end = tls.accept_tls()
+    end.half_close()
+    assert end.read_to_end() == (b"", EOF)
+    with pytest.raises(OSError, match=r"."):
+        context.wrap_socket(plain, server_hostname=NAME)
+    plain.close()
+    assert kernel.descriptors() - {end.sock.fileno()} == before
 
 
 def test_a_certificate_that_does_not_verify_is_no_loss(

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import select
+import signal
 import socket
 import threading
 import time
@@ -598,6 +599,26 @@ def test_watched_socket_is_collected_at_once(peer: Peer, mode: CloseMode, fin: b
     let_watcher_pass(peer)
 
 
+def test_closed_sockets_do_not_pile_up_for_as_long_as_grace(peer: Peer) -> None:
+    """The watcher's references to sockets whose FIN it has seen."""
+
+    def dead_references() -> int:
+        gc.collect()
+        return sum(type(one) is weakref.ref and one() is None for one in gc.get_objects())
+
+    before = dead_references()
+    for _ in range(60):
+        with ExitStack() as stack:
+            pairs = [stack.enter_context(peer.connected(Policy(grace=NEVER))) for _ in range(10)]
+            for sock, end in pairs:
+                fill(sock, end, b"")
+            let_watcher_pass(peer)
+        while peer.ends:
+            peer.ends.pop().close()
+        del pairs, sock, end
+    assert dead_references() - before < 300
+
+
 @by_loss
 def test_ended_socket_is_collected_at_once(peer: Peer, on_loss: Any) -> None:
     sock = SafeSocket(policy=Policy(on_loss=on_loss, grace=0))
@@ -690,7 +711,37 @@ def test_nonblocking_connect_that_nobody_asks_about_is_watched(peer46: Peer) -> 
         assert sock.recv(10) == b""
 
 
-def test_connect_that_takes_its_time_is_watched_when_it_is_made() -> None:
+def without_waiting(sock: SafeSocket, address: Any) -> None:
+    sock.setblocking(False)
+    assert sock.connect_ex(address) == errno.EINPROGRESS
+
+
+def until_a_timeout(sock: SafeSocket, address: Any) -> None:
+    sock.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        sock.connect(address)
+
+
+def until_interrupted(sock: SafeSocket, address: Any) -> None:
+    main = threading.main_thread()
+
+    def interrupt() -> None:
+        wait_until(lambda: kernel.state_of(sock) == "SYN_SENT", "the connect is under way")
+        kernel.wait_until_blocked(main)
+        assert main.ident is not None
+        signal.pthread_kill(main.ident, signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with pytest.raises(KeyboardInterrupt):
+        sock.connect(address)
+    interrupter.join()
+
+
+@pytest.mark.parametrize("connect", [without_waiting, until_a_timeout, until_interrupted])
+def test_connect_that_takes_its_time_is_watched_when_it_is_made(
+    connect: Callable[[SafeSocket, Any], None],
+) -> None:
     """A full backlog drops the SYN, which is sent again after a second."""
     with (
         socket.create_server(("127.0.0.1", 0), backlog=0) as listener,
@@ -698,8 +749,7 @@ def test_connect_that_takes_its_time_is_watched_when_it_is_made() -> None:
         SafeSocket(policy=Policy(grace=0)) as sock,
     ):
         listener.settimeout(20)
-        sock.setblocking(False)
-        assert sock.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        connect(sock, listener.getsockname())
         assert kernel.state_of(sock) == "SYN_SENT"
         listener.accept()[0].close()
         accepted, local = listener.accept()

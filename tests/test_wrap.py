@@ -309,6 +309,19 @@ def test_an_accepted_socket_can_be_handed_over(peer: Peer) -> None:
 # A SafeSocket again -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [socket.socket, SafeSocket])
+def test_an_so_linger_from_before_gives_way_to_the_policy(peer: Peer, kind: Any) -> None:
+    """A process that is killed would send RST by it."""
+    with kind() as sock:
+        sock.connect(peer.address)
+        end = peer.accept()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with wrap(sock, Policy(close=Graceful(), watch=False)) as safe, safe.dup() as duplicate:
+            assert linger(duplicate)[0] == 0
+            safe.sendall(b"goodbye")
+        assert end.read_to_end() == (b"goodbye", EOF)
+
+
 @pytest.mark.parametrize("policy", [None, Policy(close=Graceful())])
 def test_a_safe_socket_again(plain: Plain, policy: Policy | None) -> None:
     sock, end = plain

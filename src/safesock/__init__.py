@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from safesock._loss import Cause, CloseReport, Loss
 from safesock._open import create_connection, wrap
-from safesock._policy import Abort, Drain, Graceful, KeepAlive, Linger, Policy
+from safesock._policy import Abort, CloseMode, Drain, Graceful, KeepAlive, Linger, Policy
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Abort",
     "Cause",
+    "CloseMode",
     "CloseReport",
     "Drain",
     "Graceful",
@@ -34,14 +35,15 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
-    # ssl takes as long to import as all the rest: only who uses it pays for it.
-    if name in ("SafeSSLSocket", "secure"):
-        from safesock import _tls
+if not TYPE_CHECKING:
 
-        return getattr(_tls, name)
-    raise AttributeError(f"module 'safesock' has no attribute {name!r}")
+    def __getattr__(name):
+        # ssl takes as long to import as all the rest: only who uses it pays for it.
+        if name in ("SafeSSLSocket", "secure"):
+            from safesock import _tls
 
+            return getattr(_tls, name)
+        raise AttributeError(f"module 'safesock' has no attribute {name!r}")
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), "SafeSSLSocket", "secure"])
+    def __dir__():
+        return sorted([*globals(), "SafeSSLSocket", "secure"])

@@ -11,17 +11,26 @@ from __future__ import annotations
 import copy
 import itertools
 import time
+import weakref
 
 from safesock import _closing, _kernel
 from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause, CloseReport, Loss, cause_of
-from safesock._policy import Abort, Drain, Policy
+from safesock._policy import Abort, CloseMode, Drain, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 _numbers = itertools.count(1)
+
+
+class Visit:
+    """Somebody at work with the number of the descriptor, which must not be closed, and so be given
+    to somebody else, before the last one has left. It lives in a local variable, so that wherever a
+    KeyboardInterrupt strikes, it ends."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Connection:
@@ -42,7 +51,7 @@ class Connection:
         "untold",
         "released",
         "forgiven",
-        "inside",
+        "visits",
         "close_is_due",
     )
 
@@ -62,9 +71,7 @@ class Connection:
         self.released = False
         # Bytes of the one send that seemed to succeed after `release`.
         self.forgiven: int | None = None
-        # One item for each thread at work with the number of the descriptor, which must not be
-        # closed, and so be given to somebody else, before the last of them has left.
-        self.inside: list[None] = []
+        self.visits: list[weakref.ref[Visit]] = []
         self.close_is_due = False
 
     def begins(self, address: Any) -> None:
@@ -112,7 +119,8 @@ class Connection:
         if not self.released:
             # Before, not after: a call that comes in between is told what it is to be told.
             self.released = True
-            sends_fin = _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+            aborts = isinstance(self.policy.close, Abort)
+            sends_fin = not aborts and _kernel.tcp_state(sock) in _kernel.SENDS_FIN
             self.released = self.is_elsewhere() or _closing.release(sock, self.policy.close)
             self.fin_sent |= self.released and sends_fin
         return self.released
@@ -124,11 +132,11 @@ class Connection:
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it cannot be done yet."""
-        self.inside.append(None)
+        visit = self.enter()
         try:
             return self._step_in(sock, decrypted)
         finally:
-            self.leave(sock)
+            self.leave(sock, visit)
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
@@ -159,33 +167,43 @@ class Connection:
     def close(self, sock: Raw, decrypted: int = 0) -> None:
         """By the policy, and close(2). In a forked child it is only close(2)."""
         report = None
-        self.inside.append(None)
+        visit = self.enter()
         try:
-            report = self.finish(sock, decrypted)
+            report = self.finish(sock, self.policy.close, decrypted)
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
             mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
-            _closing.finish(sock, mode, fin_sent=self.fin_sent)
+            report = self.finish(sock, mode, decrypted)
             raise
         finally:
             self.report = self.report or report
             self.close_is_due = True
-            self.leave(sock)
+            self.leave(sock, visit)
 
-    def leave(self, sock: Raw) -> None:
+    def enter(self) -> Visit:
+        """Before the number of the descriptor is used."""
+        visit = Visit()
+        self.visits.append(weakref.ref(visit))
+        return visit
+
+    def leave(self, sock: Raw, visit: Visit) -> None:
         """The last one out closes. Two may find that they are: the second close does nothing."""
-        self.inside.pop()
+        self.visits.remove(weakref.ref(visit))
         # What the parent's threads were at when this process was forked off will never end here.
-        if self.close_is_due and (not self.inside or self.is_elsewhere()):
+        if self.close_is_due and (self.is_elsewhere() or not self.is_visited()):
             try:
                 Raw.close(sock)
             except OSError:
                 pass  # Linux closes the descriptor all the same.
 
-    def finish(self, sock: Raw, decrypted: int = 0) -> CloseReport | None:
-        """Everything but close(2), by the policy; None where there is nothing to do."""
+    def is_visited(self) -> bool:
+        """Whether somebody is at work with the number of the descriptor."""
+        return any(visit() is not None for visit in tuple(self.visits))
+
+    def finish(self, sock: Raw, mode: CloseMode, decrypted: int = 0) -> CloseReport | None:
+        """Everything but close(2); None where there is nothing to do."""
         if sock.fileno() < 0 or self.is_elsewhere():
             return None
-        mode, loss = self.policy.close, self.loss
+        loss = self.loss
         cause, error = (loss.cause, loss.error) if loss else (Cause.CLOSED, None)
         end = self._end(sock, cause, error, decrypted)
         over = _kernel.tcp_state(sock) is TcpState.CLOSE
@@ -208,11 +226,17 @@ class Connection:
         first = self.forgiven is None and not self.shut_by_owner
         return first and self.policy.on_loss == "release" and self.was_ended_here(Cause.FIN)
 
+    def refuses_send(self) -> bool:
+        """Whether nothing more can be sent for certain, as `release` has ended the connection, and
+        this is the first time that its owner tries."""
+        first = self.may_forgive() or self.policy.on_loss == "close"
+        return first and self.was_ended_here(Cause.FIN)
+
     def forgive(self, size: int) -> None:
         """The bytes of that send are counted as lost."""
         assert self.loss is not None
         self.forgiven = size
-        self.loss = self.loss._replaced(
+        self.loss = self.loss.__replace__(
             sent=_plus(self.loss.sent, size), unacknowledged=_plus(self.loss.unacknowledged, size)
         )
 

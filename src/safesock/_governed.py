@@ -102,6 +102,8 @@ class GovernedSocket(socket.socket):
 
     def connect_ex(self, address: Any, /) -> int:
         """As `connect`, but gives the errno instead of raising it."""
+        if self._is_gone():
+            return errno.ENOTCONN
         self._before_connect(address)
         result = super().connect_ex(address)
         if result:
@@ -180,6 +182,17 @@ class GovernedSocket(socket.socket):
             if connection is not None and how != socket.SHUT_RD and not connection.released:
                 connection.owner_has_shut(state)
 
+    def close(self) -> None:
+        """Ends the connection as the policy says, and closes the descriptor; see the close modes.
+
+        Takes no longer than the policy allows, wakes threads that are blocked on the socket, and
+        may be called again, from any thread or a signal handler. Never raises OSError for a
+        connection that is governed. As in the standard library, files that `makefile` made keep the
+        connection until the last of them is closed. In a forked child only the child's descriptor
+        is closed.
+        """
+        super().close()
+
     def detach(self) -> int:
         """Gives the descriptor away: safesock no longer governs it."""
         _watch.unwatch(self)
@@ -198,7 +211,7 @@ class GovernedSocket(socket.socket):
         try:
             if connection is not None and self._governed() is not None:
                 _watch.unwatch(self)
-                connection.finish(self, self._decrypted())
+                connection.finish(self, self._policy.close, self._decrypted())
         finally:
             _finalize(self)  # The ResourceWarning, and close(2).
 
@@ -340,7 +353,7 @@ class GovernedSocket(socket.socket):
 
     def _close_by(self, mode: CloseMode) -> None:
         _kernel.prepare_mode(self, mode)
-        self._policy = self._policy._replaced(close=mode)
+        self._policy = self._policy.__replace__(close=mode)
         if self._connection is not None:
             self._connection.policy = self._policy
 

@@ -15,20 +15,22 @@ if TYPE_CHECKING:
 
 
 class Cause(enum.Enum):
-    """Why a connection is over."""
+    """Why a connection is over.
+
+    FIN: the peer closed, or a TLS peer sent close_notify.
+    RST: the peer, or something on the way, reset it.
+    TIMEOUT: nothing answered: retransmission, TCP_USER_TIMEOUT or keepalive gave up.
+    UNREACHABLE: nothing answered, and the network says that there is no way to the peer.
+    ABORTED: this host ended it: `ss -K`, or another holder of the same connection.
+    CLOSED: its owner closed it, without a loss before: only in a `CloseReport`.
+    """
 
     FIN = "fin"
-    """The peer closed: FIN, or a TLS close_notify."""
     RST = "rst"
-    """The peer, or something on the way, reset it."""
     TIMEOUT = "timeout"
-    """Nothing answered: retransmission, TCP_USER_TIMEOUT or keepalive gave up."""
     UNREACHABLE = "unreachable"
-    """Nothing answered, and the network says that there is no way to the peer."""
     ABORTED = "aborted"
-    """This host ended it: `ss -K`, or another holder of the same connection."""
     CLOSED = "closed"
-    """Its owner closed it: only in a `CloseReport`."""
 
 
 # What an error of a read or a write says of an established connection: it is over, by this cause,
@@ -81,21 +83,26 @@ def cause_of(error: OSError) -> Cause | None:
     return None if error.errno is None else CAUSE_BY_ERRNO.get(error.errno)
 
 
-class End(Value):
-    """What `Loss` and `CloseReport` have in common. Numbers that the system does not tell are None.
-
+_FIELDS = """
     cause: a `Cause`.
-    error: the exception that told of the loss, or None.
+    error: the exception that told of the loss, without its traceback, or None.
     local, peer: the addresses, as `getsockname` and `getpeername` gave them.
     connection: which one it was: connections are numbered from 1 in each process.
     lifetime: seconds from the connect to this record.
-    sent: bytes that `send` accepted, over the whole connection.
+    sent: bytes that `send` accepted, over the whole connection; for TLS, bytes on the wire, with
+        the handshake. Those that others sent who hold the same connection are among them.
     unacknowledged: those of them that the peer's kernel had not acknowledged (SIOCOUTQ). What is
         acknowledged has reached the peer's kernel: that is not to say that the peer's program has
         read it, let alone acted on it.
-    unread: bytes received and never read by the program; for TLS, decrypted ones and those of
-        records still encrypted.
+    unread: bytes received that the program had not read at the time of this record; for TLS,
+        decrypted ones and those of records still encrypted.
+
+    Numbers that the system does not tell are None.
     """
+
+
+class End(Value):
+    """What `Loss` and `CloseReport` have in common."""
 
     __slots__ = (
         "cause",
@@ -144,17 +151,18 @@ class End(Value):
 
 
 class Loss(End):
-    """How a connection was lost, without its owner having closed it: `sock.loss`."""
+    __doc__ = f"""How a connection was lost, before its owner closed it: `sock.loss`.
+{_FIELDS}"""
 
     __slots__ = ()
 
 
 class CloseReport(End):
-    """How a connection was closed: `sock.close_report`, from when its descriptor was closed.
+    __doc__ = f"""How a connection was closed: `sock.close_report`, once its descriptor was closed.
 
-    It has the fields of a `Loss`; the bytes are counted when the close was done, those
-    unacknowledged with `Linger` when the kernel began to wait. Two more:
-
+    The bytes are counted when the close was done; those unacknowledged, with `Linger`, when the
+    kernel began to wait.
+{_FIELDS}
     mode: the close mode that was carried out.
     reset: whether this side sent RST: `Abort`, or a `Drain` that met its timeout.
     """

@@ -12,16 +12,19 @@ from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    import ssl
+    from typing import Any, overload
+
+    from safesock._tls import SafeSSLSocket
 
 # What clients such as http.client pass on for "no timeout was given".
 _NOT_GIVEN: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
 
 def create_connection(
-    address: tuple[str | None, int],
+    address: tuple[Any, ...],
     timeout: float | None = _NOT_GIVEN,
-    source_address: tuple[str, int] | None = None,
+    source_address: tuple[Any, ...] | None = None,
     *,
     all_errors: bool = False,
     policy: Policy | None = None,
@@ -56,7 +59,7 @@ def _connect(
     made: list[Any],
     sockaddr: Any,
     timeout: float | None,
-    source_address: tuple[str, int] | None,
+    source_address: tuple[Any, ...] | None,
     policy: Policy,
 ) -> SafeSocket:
     sock = SafeSocket(*made, policy=policy)
@@ -70,6 +73,15 @@ def _connect(
         sock.close()
         raise
     return sock
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def wrap(sock: ssl.SSLSocket, policy: Policy | None = None) -> SafeSSLSocket: ...
+
+    @overload
+    def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket: ...
 
 
 def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
@@ -91,8 +103,8 @@ def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
     _refuse(sock)
     _kernel.set_linger(sock, None)  # What it had is replaced by the policy's.
     _kernel.prepare(sock, chosen)
-    ssl = sys.modules.get("ssl")
-    if ssl is not None and isinstance(sock, ssl.SSLSocket):
+    tls = sys.modules.get("ssl")
+    if tls is not None and isinstance(sock, tls.SSLSocket):
         from safesock._tls import take_over
 
         new: SafeSocket = take_over(sock, chosen)

@@ -89,6 +89,7 @@ class KeepAlive(Value):
     The first probe comes after *idle* seconds of silence (TCP_KEEPIDLE), the next ones every
     *interval* seconds (TCP_KEEPINTVL); after *count* unanswered ones (TCP_KEEPCNT) the connection
     is lost with ETIMEDOUT. Whole seconds, 1 to 32767, and 1 to 127 probes: others are a ValueError.
+    Where `Policy(user_timeout)` is set too, it takes the place of *count* (tcp(7)).
     """
 
     __slots__ = ("idle", "interval", "count")
@@ -113,7 +114,8 @@ class Policy(Value):
         "release": ends the connection; the descriptor and the unread bytes stay with their owner,
             for whom it behaves as a plain socket whose peer has closed. For sockets in an event
             loop (selectors, asyncio, uvloop), which must not lose their descriptor.
-        "keep": nothing, for protocols that use half-open connections; the loss is only recorded.
+        "keep": nothing; the loss is only recorded. For protocols that go on sending after the peer
+            has half-closed, which looks the same as a peer that has closed.
     watch: also notice a FIN or RST while nobody reads. It takes epoll(7), so Linux, and a thread,
         of which Python 3.12 and later warn when the process forks.
     grace: seconds an owner has to react to a FIN before the watcher ends the connection for it.
@@ -123,7 +125,8 @@ class Policy(Value):
         peer that vanished without a FIN. None leaves the option alone.
     nodelay: TCP_NODELAY. None leaves the option alone.
 
-    Raises ValueError for a value out of range and TypeError for one of the wrong type.
+    Seconds go up to 24 days. Raises ValueError for a value out of range and TypeError for one of
+    the wrong type. For one that differs: `copy.replace(policy, grace=0)`, from Python 3.13 on.
     """
 
     __slots__ = (
@@ -193,7 +196,9 @@ def policy_or_default(policy: Policy | None) -> Policy:
     if policy is None:
         return DEFAULT
     if not isinstance(policy, Policy):
-        raise TypeError(f"policy takes a safesock.Policy or None: not {policy!r}")
+        raise TypeError(
+            f"policy takes a safesock.Policy or None, such as Policy(close=Abort()): not {policy!r}"
+        )
     return policy
 
 

@@ -133,7 +133,7 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
             return super().write(data)
         connection = self._connection
         try:
-            if connection is not None and connection.may_forgive():
+            if connection is not None and connection.refuses_send():
                 # OpenSSL does not get over a write that failed: the unread text would be lost.
                 raise broken_pipe()
             written: int = self._wait_for(lambda: self._tls().write(data))
@@ -169,11 +169,11 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         connection = self._connection
         if connection is None:
             return call()
-        connection.inside.append(None)
+        visit = connection.enter()
         try:
             return self._wait_and(call)
         finally:
-            connection.leave(self)
+            connection.leave(self, visit)
 
     def _wait_and(self, call: Callable[[], Result]) -> Result:
         """For a session that was taken over the waiting is done here: C would wait on the
@@ -215,12 +215,11 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         if connection is None or self._is_closed():
             return
         self._raise_untold(connection)
+        connection.lose(self, Cause.FIN, None, self._decrypted())
         if self._policy.on_loss == "release" and self._policy.watch:
-            # The owner may answer the close_notify with `unwrap`; the watcher ends the rest.
-            connection.lose(self, Cause.FIN, None, self._decrypted())
-            return
-        if self._policy.on_loss == "close" and _kernel.tcp_state(self) in _kernel.PEER_OPEN:
-            connection.lose(self, Cause.FIN, None, self._decrypted())
+            return  # The owner may answer it with `unwrap`, and the watcher ends the rest.
+        waits = _kernel.tcp_state(self) in _kernel.PEER_OPEN
+        if self._policy.on_loss == "close" and waits and not connection.is_visited():
             self._answer_close_notify()
         self._lose(Cause.FIN, None)
 
@@ -253,7 +252,7 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
     def _decrypted(self) -> int:
         session = getattr(self, "_sslobj", None)  # Unset until the constructor is done.
         # Not while another thread is in it: OpenSSL's objects are not for two at a time.
-        busy = self._connection is not None and self._connection.inside
+        busy = self._connection is not None and self._connection.is_visited()
         return 0 if session is None or busy else session.pending()
 
     def _let_go(self) -> int:

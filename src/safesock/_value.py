@@ -14,20 +14,21 @@ class Value:
     """
 
     __slots__: tuple[str, ...] = ()
-    _fields: tuple[str, ...] = ()
+    _names: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._fields += cls.__dict__.get("__slots__", ())
+        cls._names += cls.__dict__.get("__slots__", ())
 
     def _set(self, **fields: object) -> None:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in self._fields)
+        return tuple(getattr(self, name) for name in self._names)
 
-    def _replaced(self, **changes: Any) -> Self:
-        return type(self)(**dict(zip(self._fields, self._values(), strict=True)) | changes)
+    def __replace__(self, **changes: Any) -> Self:
+        # What copy.replace calls, from Python 3.13 on.
+        return type(self)(**dict(zip(self._names, self._values(), strict=True)) | changes)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} never changes: make a new one")
@@ -44,7 +45,7 @@ class Value:
         return hash((type(self), self._values()))
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._fields)
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names)
         return f"{type(self).__name__}({fields})"
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser(
         "demo",
-        help="what it is all about, in ten seconds",
+        help="plain sockets beside safesock ones, on a server that closes on them",
         description=_DEMO,
         epilog=_DEMO_END,
         formatter_class=argparse.RawDescriptionHelpFormatter,
