@@ -141,6 +141,8 @@ class SafeSocket(GovernedSocket):
         loss, or the watcher has ended a connection that the peer had closed."""
         if self._is_gone():
             return True
+        if self._is_closed() and isinstance(error, BrokenPipeError):
+            return True  # Its owner has aborted it, in another thread, while this one waited.
         self._failed(error)
         connection = self._connection
         return connection is not None and connection.was_ended_here(self._cause(error))
@@ -218,7 +220,8 @@ class SafeSocket(GovernedSocket):
             return None
         if connection.may_forgive():
             size = sum(memoryview(part).nbytes for part in data)
-            connection.forgive(size)
+            if size:
+                connection.forgive(size)
             return size
         self._failed(error)
         if self._means_broken_pipe(error):
