@@ -186,10 +186,10 @@ class GovernedSocket(socket.socket):
         """Ends the connection as the policy says, and closes the descriptor; see the close modes.
 
         Takes no longer than the policy allows, wakes threads that are blocked on the socket (with
-        `Drain` when it is done), and may be called again, from any thread or a signal handler. Never raises OSError for a
-        connection that is governed. As in the standard library, files that `makefile` made keep the
-        connection until the last of them is closed. In a forked child only the child's descriptor
-        is closed.
+        `Drain` when it is done), and may be called again, from any thread or a signal handler.
+        Never raises OSError for a connection that is governed. As in the standard library, files
+        that `makefile` made keep the connection until the last of them is closed. In a forked child
+        only the child's descriptor is closed.
         """
         super().close()
 

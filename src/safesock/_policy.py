@@ -159,7 +159,7 @@ class Policy(Value):
         user_timeout: float | None = None,
         nodelay: bool | None = None,
     ) -> None:
-        if not isinstance(close, CloseMode) or type(close) is CloseMode:
+        if not isinstance(close, (Graceful, Drain, Linger, Abort)):
             raise TypeError(
                 "Policy(close) takes Graceful(), Drain(), Linger() or Abort(), "
                 f"an instance: not {close!r}"
