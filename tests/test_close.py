@@ -203,6 +203,15 @@ def test_close_wakes_a_blocked_reader(
     assert end.read_to_end() == (b"", SEEN[type(mode)])
 
 
+def test_a_reader_that_waits_when_its_socket_is_aborted_reads_the_end(peer: Peer) -> None:
+    for _ in range(10):
+        sock = connect(peer, Abort(), timeout=None)
+        peer.accept()
+        with Blocked(lambda sock=sock: sock.recv(10)) as reader:  # type: ignore[misc]
+            sock.close()
+        assert reader.result == b""
+
+
 @by_mode
 @by_timeout
 def test_close_wakes_a_sender_with_full_buffers(
@@ -338,6 +347,7 @@ def test_keyboard_interrupt_in_a_drain_leaves_nothing(peer: Peer) -> None:
     with signal_when_blocked(interrupt), pytest.raises(KeyboardInterrupt):
         sock.close()
     assert sock.fileno() == -1
+    assert sock.close_report is not None
     assert kernel.state(*ends) is None
     assert_reset_after_the_fin(end)
     sock.close()
@@ -391,6 +401,47 @@ def test_keyboard_interrupt_at_any_moment_of_close_leaves_nothing(
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert interrupted
+
+
+@by_mode
+def test_close_again_closes_whatever_line_keyboard_interrupt_struck(
+    peer: Peer, mode: CloseMode
+) -> None:
+    def close_but_for(strike: int) -> bool:
+        lines = 0
+
+        def trace(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal lines
+            if not frame.f_globals["__name__"].startswith("safesock."):
+                return None
+            lines += event == "line"
+            if lines == strike:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            sock.close()
+        except KeyboardInterrupt:
+            return False
+        finally:
+            sys.settrace(before)
+        return True
+
+    for strike in range(1, 1000):
+        sock = connect(peer, mode)
+        end = peer.accept()
+        end.half_close()
+        done = close_but_for(strike)
+        sock.close()
+        assert sock.fileno() == -1
+        assert sock.close_report is not None
+        end.close()
+        if done:
+            break
+    assert done
+    assert strike > 10
 
 
 # Collected ---------------------------------------------------------------------------------------

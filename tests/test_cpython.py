@@ -39,7 +39,7 @@ QUICK = ("test_smtplib", "test_httplib")
 # test_selectors has nothing but socket pairs.
 WITHOUT_CONNECTIONS = ("test_selectors",)
 
-# Differences that are right: the test, and why.
+# Differences that are right: the test, and why. So far there is none.
 BY_DESIGN: Mapping[str, str] = {}
 
 

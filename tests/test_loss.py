@@ -824,6 +824,15 @@ def test_released_the_first_send_seems_to_succeed_and_is_counted(
     assert governed(sock).loss == after
 
 
+def test_released_an_empty_send_is_not_the_one_that_seems_to_succeed(connect: Connect) -> None:
+    sock, end = connect(policy_of("release"))
+    end.fin()
+    assert sock.recv(1) == b""
+    assert [sock.send(b""), sock.send(b"abc")] == [0, 3]
+    with pytest.raises(BrokenPipeError):
+        sock.send(b"abc")
+
+
 def test_released_after_our_own_shut_wr_no_send_is_let_through(connect: Connect) -> None:
     sock, end = connect(policy_of("release"))
     sock.shutdown(socket.SHUT_WR)
