@@ -114,7 +114,11 @@ class GovernedSocket(socket.socket):
 
     def getsockopt(self, *args: Any) -> Any:
         """getsockopt(2). SO_ERROR, with which a non-blocking connect ends, and by which a loss may
-        be told, is taken note of."""
+        be told, is taken note of. SO_TYPE raises ENOTCONN once the watcher has ended the
+        connection: `ssl` asks for it, and would put off the handshake for ever."""
+        connection = self._connection
+        if connection is not None and connection.released and _kernel.asks_for_type(args):
+            raise _kernel.os_error(errno.ENOTCONN)
         try:
             value = super().getsockopt(*args)
         except OSError:

@@ -203,6 +203,11 @@ def linger_in(option: tuple[Any, ...]) -> tuple[bool, int] | None:
     return bool(on), seconds
 
 
+def asks_for_type(option: tuple[Any, ...]) -> bool:
+    """Whether these arguments of getsockopt(2) are about SO_TYPE."""
+    return option == (_socket.SOL_SOCKET, _socket.SO_TYPE)
+
+
 def asks_for_error(option: tuple[Any, ...]) -> bool:
     """Whether these arguments of getsockopt(2) are about SO_ERROR."""
     return option == (_socket.SOL_SOCKET, _socket.SO_ERROR)
