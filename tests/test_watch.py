@@ -453,6 +453,35 @@ def test_waiting_costs_nothing(peer: Peer, on_loss: Any, how: str) -> None:
         assert watcher_switches() == before
 
 
+def test_watcher_with_nothing_to_do_sleeps() -> None:
+    """In a process of its own, where nothing is due, not even in an hour."""
+    script = """
+import socket, threading, time, safesock
+listener = socket.create_server(("127.0.0.1", 0))
+sock = safesock.create_connection(listener.getsockname())
+end, _ = listener.accept()
+(watcher,) = [one for one in threading.enumerate() if one is not threading.main_thread()]
+def about_it(name):
+    with open(f"/proc/self/task/{watcher.native_id}/{name}") as file:
+        return file.read()
+def keep_busy():
+    for _ in range(2000):
+        sock.sendall(b"ping")
+        end.recv(4)
+        end.sendall(b"pong")
+        sock.recv(4)
+deadline = time.monotonic() + 20
+while "ep_poll" not in about_it("wchan"):
+    assert time.monotonic() < deadline
+before = about_it("schedstat")
+keep_busy()
+assert about_it("schedstat") == before
+for one in (sock, end, listener):
+    one.close()
+"""
+    run_script(script)
+
+
 def test_sockets_that_are_closed_in_the_middle_of_it_do_not_stop_it(peer: Peer) -> None:
     for number in range(100):
         with peer.connected(Policy(Abort() if number % 2 else Graceful(), grace=0)) as (_, end):
@@ -617,6 +646,23 @@ def test_closed_sockets_do_not_pile_up_for_as_long_as_grace(peer: Peer) -> None:
             peer.ends.pop().close()
         del pairs, sock, end
     assert dead_references() - before < 300
+
+
+@by_loss
+def test_watcher_keeps_no_reference_while_it_waits(peer: Peer, on_loss: Any) -> None:
+    """Nor to the last socket that it has looked at."""
+    sock = SafeSocket(policy=Policy(on_loss=on_loss, grace=0))
+    sock.connect(peer.address)
+    peer.accept().half_close()
+    wait_for_loss(sock)
+    dead = weakref.ref(sock)
+    gc.disable()
+    try:
+        with pytest.warns(ResourceWarning):
+            del sock
+            wait_until(lambda: dead() is None, "it is collected")
+    finally:
+        gc.enable()
 
 
 @by_loss

@@ -231,8 +231,8 @@ def _pool_size(screen: Screen) -> int:
     size = min(POOL, (free - _SPARE) // 2)
     if size < 1:
         raise CannotShowError(f"only {free} more descriptors may be opened: raise `ulimit -n`")
-    screen.say("A server closes on its clients. Both sides make the same calls, and no close();")
-    screen.say("the counts are the kernel's, from /proc/self/net/tcp and /proc/self/fd.")
+    screen.say("A server closes on its clients. Both sides make the same calls; close() comes")
+    screen.say("last, and for the plain ones. Counted in /proc/self/net/tcp and /proc/self/fd.")
     if size < POOL:
         screen.say(f"Only {free} more descriptors may be opened (ulimit -n): a smaller pool.")
     screen.say()
