@@ -658,7 +658,7 @@ def test_watcher_keeps_no_reference_while_it_waits(peer: Peer, on_loss: Any) -> 
     dead = weakref.ref(sock)
     gc.disable()
     try:
-        with pytest.warns(ResourceWarning):
+        with pytest.warns(ResourceWarning):  # noqa: PT031 - in whichever thread it comes
             del sock
             wait_until(lambda: dead() is None, "it is collected")
     finally:

@@ -156,8 +156,8 @@ def _idle_pools(show: Show, size: int) -> int:
         raise CannotShowError("/proc/net/tcp does not show this process's sockets in CLOSE_WAIT")
     show.watch("idle", IDLE, lambda _, safe: safe.close_wait == 0)
     idle = show.look("still idle")[1].close_wait
-    ends = sum(_reads_end(sock) for side in show.sides for sock in side.sockets)
-    show.look(f'recv() gave b"" on all {ends}')
+    ends = [_reads_end(sock) for side in show.sides for sock in side.sockets]
+    show.look(f'recv() gave b"" on {"each" if all(ends) else sum(ends)}')
     show.watch("recv() was called", 2 * BEAT, lambda *_: True)
     show.plain.close()
     show.look("close() on the plain ones")
