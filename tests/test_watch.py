@@ -471,7 +471,7 @@ def keep_busy():
         end.sendall(b"pong")
         sock.recv(4)
 deadline = time.monotonic() + 20
-while "ep_poll" not in about_it("wchan"):
+while about_it("wchan") not in ("ep_poll", "do_epoll_wait"):
     assert time.monotonic() < deadline
 before = about_it("schedstat")
 keep_busy()
@@ -648,9 +648,10 @@ def test_closed_sockets_do_not_pile_up_for_as_long_as_grace(peer: Peer) -> None:
     assert dead_references() - before < 300
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @by_loss
 def test_watcher_keeps_no_reference_while_it_waits(peer: Peer, on_loss: Any) -> None:
-    """Nor to the last socket that it has looked at."""
+    """Nor to the last socket that it has looked at. (A warning that is caught refers to it.)"""
     sock = SafeSocket(policy=Policy(on_loss=on_loss, grace=0))
     sock.connect(peer.address)
     peer.accept().half_close()
@@ -658,9 +659,8 @@ def test_watcher_keeps_no_reference_while_it_waits(peer: Peer, on_loss: Any) -> 
     dead = weakref.ref(sock)
     gc.disable()
     try:
-        with pytest.warns(ResourceWarning):  # noqa: PT031 - in whichever thread it comes
-            del sock
-            wait_until(lambda: dead() is None, "it is collected")
+        del sock
+        wait_until(lambda: dead() is None, "it is collected")
     finally:
         gc.enable()
 
