@@ -22,7 +22,7 @@ from kernel import wait_until
 from peer import EOF, RESET, Peer, PeerEnd
 from process import Gate, Script, forked, in_child, run_script
 
-from safesock import Abort, Cause, Drain, Graceful, Linger, Policy, SafeSocket
+from safesock import Abort, Cause, Drain, Graceful, Linger, Policy, SafeSocket, create_connection
 from safesock._policy import CloseMode
 
 MODES = [Graceful(), Drain(1), Linger(1), Abort()]
@@ -646,6 +646,39 @@ def test_closed_sockets_do_not_pile_up_for_as_long_as_grace(peer: Peer) -> None:
             peer.ends.pop().close()
         del pairs, sock, end
     assert dead_references() - before < 300
+
+
+class Collecting(SafeSocket):
+    """A subclass that makes the watcher collect garbage."""
+
+    def _peer_has_closed(self) -> float | None:
+        gc.collect()
+        return super()._peer_has_closed()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_watcher_does_not_wait_for_what_it_collects(peer: Peer) -> None:
+    """A Drain waits for its peer, in whichever thread the garbage is collected."""
+    gc.disable()
+    try:
+        left = create_connection(peer.address, 20, policy=Policy(Drain(600)))
+        silent = peer.accept()
+        cycle: list[object] = [left]
+        cycle.append(cycle)
+        del left, cycle
+        with Collecting(policy=Policy(grace=0)) as sock:
+            sock.connect(peer.address)
+            peer.accept().half_close()
+            assert silent.read_to_end() == (b"", EOF)  # It is being drained.
+            let_watcher_pass(peer)
+    finally:
+        gc.enable()
+    silent.fin()
+    wait_until(lambda: threads_named("safesock-closer") == [], "it is drained")
+
+
+def threads_named(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

@@ -16,7 +16,7 @@ import weakref
 from safesock import _closing, _kernel
 from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause, CloseReport, Loss, cause_of
-from safesock._policy import Abort, CloseMode, Drain, Policy
+from safesock._policy import Abort, CloseMode, Drain, Linger, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -215,6 +215,10 @@ class Connection:
         end["unacknowledged"] = _plus(outcome.unacknowledged, self.forgiven)
         end["unread"] = _plus(outcome.unread, decrypted)
         return CloseReport(**end, mode=mode, reset=outcome.reset)
+
+    def may_block(self) -> bool:
+        """Whether ending it may take time."""
+        return isinstance(self.policy.close, (Drain, Linger))
 
     def is_elsewhere(self) -> bool:
         """Whether the connection belongs to the process that this one was forked from."""

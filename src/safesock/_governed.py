@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 
 from safesock import _kernel, _watch
 from safesock._connection import Connection
@@ -212,6 +213,14 @@ class GovernedSocket(socket.socket):
 
     def __del__(self) -> None:
         connection = getattr(self, "_connection", None)  # Unset when __init__ raised.
+        if connection is not None and _watch.is_watching_thread() and connection.may_block():
+            # It was the watcher that happened to collect it, and others wait for the watcher.
+            threading.Thread(target=self._end_collected, name="safesock-closer").start()
+        else:
+            self._end_collected()
+
+    def _end_collected(self) -> None:
+        connection = getattr(self, "_connection", None)
         try:
             if connection is not None and self._governed() is not None:
                 _watch.unwatch(self)

@@ -47,7 +47,8 @@ class Watcher:
         self._epoll = select.epoll()
         self._sockets: dict[int, weakref.ref[Watched]] = {}
         self._due: list[tuple[float, int, int, weakref.ref[Watched]]] = []
-        threading.Thread(target=self._run, name="safesock-watcher", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="safesock-watcher", daemon=True)
+        self.thread.start()
 
     def add(self, sock: Watched, connecting: bool) -> None:
         fd = sock.fileno()
@@ -135,6 +136,11 @@ def unwatch(sock: Watched) -> None:
     """To be called before the descriptor is closed or given away."""
     if _watcher is not None:
         _watcher.remove(sock.fileno())
+
+
+def is_watching_thread() -> bool:
+    """Whether this is the thread of the watcher, which must not wait for anything else."""
+    return _watcher is not None and threading.current_thread() is _watcher.thread
 
 
 def _start() -> Watcher:
