@@ -6,6 +6,7 @@ and the local port for ever. Start with `create_connection` or `wrap`, and a `Po
 
 from __future__ import annotations
 
+from safesock._errors import LocalPortBusyError, PortHolder, ReconnectError
 from safesock._loss import Cause, CloseReport, Loss
 from safesock._open import create_connection, wrap
 from safesock._policy import Abort, CloseMode, Drain, Graceful, KeepAlive, Linger, Policy
@@ -13,6 +14,8 @@ from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from safesock._connector import Connector
+    from safesock._reconnect import Reconnect
     from safesock._tls import SafeSSLSocket, secure
 
 __all__ = [
@@ -20,12 +23,17 @@ __all__ = [
     "Cause",
     "CloseMode",
     "CloseReport",
+    "Connector",
     "Drain",
     "Graceful",
     "KeepAlive",
     "Linger",
+    "LocalPortBusyError",
     "Loss",
     "Policy",
+    "PortHolder",
+    "Reconnect",
+    "ReconnectError",
     "SafeSSLSocket",
     "SafeSocket",
     "create_connection",
@@ -36,14 +44,20 @@ __version__ = "0.1.0"
 
 
 if not TYPE_CHECKING:
+    # ssl and tenacity take as long to import as all the rest: only who uses them pays for them.
+    _LATER = {
+        "Connector": "_connector",
+        "Reconnect": "_reconnect",
+        "SafeSSLSocket": "_tls",
+        "secure": "_tls",
+    }
 
     def __getattr__(name):
-        # ssl takes as long to import as all the rest: only who uses it pays for it.
-        if name in ("SafeSSLSocket", "secure"):
-            from safesock import _tls
+        if name not in _LATER:
+            raise AttributeError(f"module 'safesock' has no attribute {name!r}")
+        import importlib
 
-            return getattr(_tls, name)
-        raise AttributeError(f"module 'safesock' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"safesock.{_LATER[name]}"), name)
 
     def __dir__():
-        return sorted([*globals(), "SafeSSLSocket", "secure"])
+        return sorted([*globals(), *_LATER])

@@ -216,6 +216,11 @@ class Connection:
         end["unread"] = _plus(outcome.unread, decrypted)
         return CloseReport(**end, mode=mode, reset=outcome.reset)
 
+    def ended_at(self) -> float | None:
+        """When it ended, as far as is known, of time.monotonic; None while it lives."""
+        record = self.loss or self.report
+        return None if record is None else self.born + record.lifetime
+
     def may_block(self) -> bool:
         """Whether ending it may take time."""
         return isinstance(self.policy.close, (Drain, Linger))

@@ -224,7 +224,7 @@ class GovernedSocket(socket.socket):
         try:
             if connection is not None and self._governed() is not None:
                 _watch.unwatch(self)
-                connection.finish(self, self._policy.close, self._decrypted())
+                connection.report = connection.finish(self, self._policy.close, self._decrypted())
         finally:
             _finalize(self)  # The ResourceWarning, and close(2).
 

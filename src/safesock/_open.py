@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 
 from safesock import _kernel, _watch
 from safesock._connection import Connection
+from safesock._errors import LocalPortBusyError
 from safesock._policy import Policy, policy_or_default
 from safesock._socket import SafeSocket
 
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
 
 # What clients such as http.client pass on for "no timeout was given".
 _NOT_GIVEN: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
+
+# Which refusals of which call mean that the local port is busy. From connect, the second means that
+# there is a connection with the same two ends; from bind, that this host has no such address.
+_BUSY = frozenset(
+    {
+        ("bind", errno.EADDRINUSE),
+        ("connect", errno.EADDRINUSE),
+        ("connect", errno.EADDRNOTAVAIL),
+    }
+)
 
 
 def create_connection(
@@ -35,7 +47,8 @@ def create_connection(
     tried in turn; *timeout*, in seconds, is for each of them, and becomes the socket's timeout;
     *source_address* is bound first, with SO_REUSEADDR when its port is not 0 (see
     `Policy.reuse_address`). Raises the last OSError, or, with *all_errors*, an ExceptionGroup of
-    all of them. Nothing is left open.
+    all of them; where a fixed local port is held, the OSError is a `LocalPortBusyError`. Nothing is
+    left open.
     """
     chosen = policy_or_default(policy)
     host, port = address
@@ -66,13 +79,31 @@ def _connect(
     try:
         if timeout is not _NOT_GIVEN:
             sock.settimeout(timeout)
-        if source_address:
-            sock.bind(source_address)
-        sock.connect(sockaddr)
+        connect_from(sock, source_address, sockaddr)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any) -> None:
+    """bind(2), where there is a *local* address, and connect(2)."""
+    call = "bind"
+    try:
+        if local:
+            sock.bind(local)
+        call = "connect"
+        sock.connect(sockaddr)
+    except OSError as error:
+        if not local or not local[1] or (call, error.errno) not in _BUSY:
+            raise
+        # Only now: nobody else pays for it.
+        from safesock._holders import holders
+
+        found = holders(local[1], sockaddr if call == "connect" else None)
+        if not found and error.errno == errno.EADDRNOTAVAIL:
+            raise  # It speaks of other things too, such as an IPv6 network that is not there.
+        raise LocalPortBusyError.of(error, call, local, sockaddr, found) from error
 
 
 if TYPE_CHECKING:

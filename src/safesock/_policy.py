@@ -52,7 +52,7 @@ class Drain(CloseMode):
     timeout: float
 
     def __init__(self, timeout: float = 5.0) -> None:
-        self._set(timeout=_seconds("Drain(timeout)", timeout))
+        self._set(timeout=seconds_in("Drain(timeout)", timeout))
 
 
 class Linger(CloseMode):
@@ -69,7 +69,7 @@ class Linger(CloseMode):
     def __init__(self, seconds: int = 2) -> None:
         if not isinstance(seconds, bool) and seconds == 0:
             raise ValueError("Linger(0) sends RST: write Abort() if that is what you want")
-        self._set(seconds=_whole("Linger(seconds)", seconds, MOST_WHOLE_SECONDS))
+        self._set(seconds=whole_in("Linger(seconds)", seconds, MOST_WHOLE_SECONDS))
 
 
 class Abort(CloseMode):
@@ -99,9 +99,9 @@ class KeepAlive(Value):
 
     def __init__(self, idle: int = 60, interval: int = 10, count: int = 3) -> None:
         self._set(
-            idle=_whole("KeepAlive(idle)", idle, MOST_WHOLE_SECONDS),
-            interval=_whole("KeepAlive(interval)", interval, MOST_WHOLE_SECONDS),
-            count=_whole("KeepAlive(count)", count, MOST_PROBES),
+            idle=whole_in("KeepAlive(idle)", idle, MOST_WHOLE_SECONDS),
+            interval=whole_in("KeepAlive(interval)", interval, MOST_WHOLE_SECONDS),
+            count=whole_in("KeepAlive(count)", count, MOST_PROBES),
         )
 
 
@@ -174,7 +174,7 @@ class Policy(Value):
             close=close,
             on_loss=on_loss,
             watch=watch,
-            grace=_seconds("Policy(grace)", grace),
+            grace=seconds_in("Policy(grace)", grace),
             reuse_address=_flag("Policy(reuse_address)", reuse_address),
             keepalive=keepalive,
             user_timeout=_user_timeout(user_timeout),
@@ -202,7 +202,8 @@ def policy_or_default(policy: Policy | None) -> Policy:
     return policy
 
 
-def _seconds(name: str, value: float) -> float:
+def seconds_in(name: str, value: float) -> float:
+    """*value*, the argument called *name*, if it is a number of seconds that the system takes."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} takes a number of seconds: not {value!r}")
     if not 0 <= value <= MOST_SECONDS:
@@ -210,7 +211,8 @@ def _seconds(name: str, value: float) -> float:
     return value
 
 
-def _whole(name: str, value: float, most: int) -> int:
+def whole_in(name: str, value: float, most: int) -> int:
+    """*value*, the argument called *name*, if it is a whole number from 1 to *most*."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} takes a whole number: not {value!r}")
     if not 1 <= value <= most or value != int(value):
@@ -221,7 +223,7 @@ def _whole(name: str, value: float, most: int) -> int:
 def _user_timeout(value: float | None) -> float | None:
     if value is None:
         return None
-    seconds = _seconds("Policy(user_timeout)", value)
+    seconds = seconds_in("Policy(user_timeout)", value)
     if seconds < 0.001:
         raise ValueError(
             "Policy(user_timeout) takes at least 0.001 seconds, the kernel's resolution, or None "

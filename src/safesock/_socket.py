@@ -207,6 +207,8 @@ class SafeSocket(GovernedSocket):
         except _GiveUp as gave_up:
             if isinstance(gave_up.args[0], OSError):
                 self._failed(gave_up.args[0])
+            if self._is_gone():
+                raise broken_pipe() from None
             raise
         return sent
 

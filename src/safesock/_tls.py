@@ -42,6 +42,13 @@ def secure(context: ssl.SSLContext, policy: Policy | None = None) -> ssl.SSLCont
     return context
 
 
+def start_tls(
+    sock: SafeSocket, context: ssl.SSLContext, server_hostname: str | None
+) -> SafeSSLSocket:
+    """The handshake on a connected socket, with a context that `secure` need not have changed."""
+    return SafeSSLSocket._create(sock, context=context, server_hostname=server_hostname)
+
+
 class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
     """An `ssl.SSLSocket` that is a `SafeSocket`: made by a context that `secure` has changed, or by
     `wrap`.
@@ -309,22 +316,32 @@ class EndedSession:
 
 def take_over(sock: ssl.SSLSocket, policy: Policy) -> SafeSSLSocket:
     """The part of `wrap` that is TLS: the session moves, *sock* is left detached."""
-    old: Any = sock
     timeout = sock.gettimeout()
     new = SafeSSLSocket.__new__(SafeSSLSocket)
-    # The TLS object goes on asking the old socket for its timeout. Non-blocking there means that C
-    # never waits; whether the descriptor blocks is up to the new socket.
-    sock.settimeout(0)
+    prepare_to_move(sock)
     made = (sock.family, sock.type, sock.proto)
     SafeSocket.__init__(new, *made, fileno=sock.detach(), policy=policy)
     new.settimeout(timeout)
+    move_session(sock, new)
+    return new
+
+
+def prepare_to_move(sock: ssl.SSLSocket) -> None:
+    """Before *sock* is detached, for its session to go on with another."""
+    # The TLS object goes on asking the old socket for its timeout. Non-blocking there means that C
+    # never waits; whether the descriptor blocks is up to the new socket.
+    sock.settimeout(0)
+
+
+def move_session(sock: ssl.SSLSocket, new: SafeSSLSocket) -> None:
+    """*new*, which has the descriptor already, gets the TLS session of *sock*."""
+    old: Any = sock
     for name in _MOVED:
         setattr(new, name, getattr(old, name))
     if new._sslobj is not None:
         new._sslobj.owner = new
         new._engine = old._engine if isinstance(old, SafeSSLSocket) and old._engine else old
         old._sslobj = None
-    return new
 
 
 _MOVED = (

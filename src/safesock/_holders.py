@@ -1,0 +1,131 @@
+"""Who holds a local port: what /proc knows of it (Linux). Elsewhere nothing is known."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from safesock import _kernel
+from safesock._errors import PortHolder
+from safesock._kernel import Raw, TcpState
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TABLES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
+_TIME_WAIT_TIMER = "03"
+
+
+def holders(port: int, peer: tuple[object, ...] | None = None) -> list[PortHolder]:
+    """The sockets with this local port; with *peer*, those that are connected to it.
+
+    Listening ones come first. Those that are bound and neither connected nor listening are in no
+    table: they are found where this process has them open.
+    """
+    found: list[PortHolder] = []
+    rows = [row for row in _rows(port) if peer is None or row.is_with(peer)]
+    owners = _owners({row.inode for row in rows if row.inode != "0"})
+    for row in rows:
+        found += [row.holder(*owner) for owner in owners.get(row.inode, [(None, None, None)])]
+    if peer is None and not found:
+        found = list(_bound_here(port))
+    return sorted(found, key=lambda holder: holder.state != TcpState.LISTEN.name)
+
+
+class _Row:
+    """A line of /proc/net/tcp: proc(5)."""
+
+    def __init__(self, fields: list[str], family: int) -> None:
+        self._local = _address(fields[1], family)
+        self._peer = _address(fields[2], family)
+        self._state = TcpState(int(fields[3], 16))
+        timer, _, ticks = fields[5].partition(":")
+        self._left = (
+            int(ticks, 16) / os.sysconf("SC_CLK_TCK") if timer == _TIME_WAIT_TIMER else None
+        )
+        self.inode = fields[9]
+
+    def is_with(self, peer: tuple[object, ...]) -> bool:
+        return self._peer == peer[:2]
+
+    def holder(self, pid: int | None, command: str | None, descriptor: int | None) -> PortHolder:
+        peer = None if self._peer[1] == 0 else self._peer
+        state = self._state.name
+        return PortHolder(state, self._local, peer, pid, command, descriptor, self._left)
+
+
+def _rows(port: int) -> Iterator[_Row]:
+    ending = f":{port:04X}"
+    for name, family in _TABLES.items():
+        try:
+            # Of the thread: it may be in a network namespace of its own.
+            with open(f"/proc/thread-self/net/{name}", encoding="ascii") as table:
+                next(table)
+                for line in table:
+                    fields = line.split()
+                    if fields[1].endswith(ending):
+                        yield _Row(fields, family)
+        except OSError:
+            continue
+
+
+def _address(text: str, family: int) -> tuple[str, int]:
+    digits, _, port = text.partition(":")
+    words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
+    raw = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    return socket.inet_ntop(family, raw).removeprefix("::ffff:"), int(port, 16)
+
+
+def _owners(inodes: set[str]) -> dict[str, list[tuple[int, str, int]]]:
+    """The processes and descriptors that have these sockets open, this process first."""
+    found: dict[str, list[tuple[int, str, int]]] = {}
+    if not inodes:
+        return found
+    own = os.getpid()
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    for pid in sorted(pids, key=lambda pid: (pid != own, pid)):
+        for descriptor, inode in _sockets_of(pid):
+            if inode in inodes:
+                found.setdefault(inode, []).append((pid, _command(pid), descriptor))
+    return found
+
+
+def _sockets_of(pid: int) -> Iterator[tuple[int, str]]:
+    """The descriptors of its sockets, with their inodes; none of a process of another user."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        try:
+            kind, _, inode = os.readlink(f"{folder}/{name}").partition(":")
+        except OSError:
+            continue
+        if kind == "socket":
+            yield int(name), inode.strip("[]")
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
+
+
+def _bound_here(port: int) -> Iterator[PortHolder]:
+    own = os.getpid()
+    for descriptor, _ in _sockets_of(own):
+        try:
+            sock = Raw(fileno=os.dup(descriptor))
+        except OSError:
+            continue
+        try:
+            name = _kernel.local_name(sock) if _kernel.is_tcp(sock) else None
+        finally:
+            sock.close()
+        if isinstance(name, tuple) and name[1] == port:
+            yield PortHolder("CLOSE", name[:2], None, own, _command(own), descriptor)

@@ -1,0 +1,227 @@
+"""How a connection comes back: `Reconnect`, the user's choice, and `Recovery`, its execution.
+
+The loop is tenacity's. What it asks (is this worth another attempt, how long is the wait, is it
+over) is answered here, for both of its kinds, `Retrying` and `AsyncRetrying`; the numbers are kept
+by a `Budget`, as an outage may go on over many connections that do not last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ssl
+import time
+
+import tenacity
+
+from safesock._budget import Budget
+from safesock._connection import Connection
+from safesock._errors import ReconnectError
+from safesock._policy import seconds_in, whole_in
+from safesock._value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, NoReturn, TypeAlias
+
+    Wait: TypeAlias = Callable[[tenacity.RetryCallState], float]
+    Retry: TypeAlias = Callable[[tenacity.RetryCallState], bool]
+
+MOST_ATTEMPTS = 2**31 - 1
+
+
+def _is_not_hopeless(error: BaseException) -> bool:
+    return not isinstance(error, ssl.SSLCertVerificationError)
+
+
+DEFAULT_WAIT = tenacity.wait_random_exponential(multiplier=1, max=16)
+DEFAULT_RETRY = tenacity.retry_if_exception(_is_not_hopeless)
+
+
+class Reconnect(Value):
+    """How a `Connector` comes back, and when it gives up. Frozen; share it freely.
+
+    attempts: how many connection attempts one outage may take, the first included.
+    deadline: how many seconds. It covers name resolution, connect, TLS, `on_connect` and every wait
+        of an outage together, and cuts the attempt that is under way. There is no wait that ends
+        after it: where the next attempt would begin too late, it is over at once.
+    wait: the seconds between two attempts, a tenacity wait strategy. The default is exponential
+        backoff with full jitter: a random time from 0 to 1, 2, 4, 8, and then 16 seconds.
+    retry: which failures are worth another attempt, a tenacity retry strategy. The default: all
+        but a certificate that does not verify. KeyboardInterrupt and the like never are.
+    stable_after: seconds that a connection must have lived for the outage to be over. Only this,
+        or `Connector.confirm`, gives new attempts and time, and lets the backoff start over: a
+        server that accepts and drops uses them up.
+
+    Raises ValueError for a value that is out of range or leaves it unbounded, and TypeError for one
+    of the wrong type.
+    """
+
+    __module__ = "safesock"
+    __slots__ = ("attempts", "deadline", "wait", "retry", "stable_after")
+    attempts: int
+    deadline: float
+    wait: Wait
+    retry: Retry
+    stable_after: float
+
+    def __init__(
+        self,
+        attempts: int = 8,
+        deadline: float = 60.0,
+        wait: Wait = DEFAULT_WAIT,
+        retry: Retry = DEFAULT_RETRY,
+        stable_after: float = 5.0,
+    ) -> None:
+        self._set(
+            attempts=whole_in("Reconnect(attempts)", attempts, MOST_ATTEMPTS),
+            deadline=_positive("Reconnect(deadline)", deadline),
+            wait=_strategy("Reconnect(wait)", wait, "wait_fixed(1)"),
+            retry=_strategy("Reconnect(retry)", retry, "retry_if_exception_type(OSError)"),
+            stable_after=_positive("Reconnect(stable_after)", stable_after),
+        )
+
+
+def _positive(name: str, value: float) -> float:
+    seconds = seconds_in(name, value)
+    if not seconds:
+        raise ValueError(f"{name} takes seconds above 0: not {value!r}")
+    return seconds
+
+
+def _strategy(name: str, value: Any, example: str) -> Any:
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"{name} takes a tenacity strategy such as {example}: not {value!r}")
+    return value
+
+
+DEFAULT = Reconnect()
+
+
+class Recovery:
+    """What happens to one connector between two connections that last: the state of `Reconnect`."""
+
+    def __init__(self, choice: Reconnect, address: tuple[Any, ...]) -> None:
+        self._choice = choice
+        self._address = address
+        self._budget = Budget(choice.attempts, choice.deadline, choice.stable_after)
+        self._errors: list[BaseException] = []
+        # What the outage that goes on had come to: the loop begins with it, and so with a wait.
+        self._carried: BaseException | None = None
+        self._resumed = False
+        self._connection: Connection | None = None
+        self.closed = False
+
+    def strategies(self) -> dict[str, Any]:
+        """The arguments of `tenacity.Retrying` or `AsyncRetrying` that decide."""
+        return {
+            "retry": self._is_worth_it,
+            "wait": self._seconds_to_wait,
+            "stop": self._must_stop,
+            "retry_error_callback": self._give_up,
+        }
+
+    @contextlib.contextmanager
+    def wanted(self) -> Iterator[None]:
+        """While somebody waits for a connection. The one before has ended."""
+        self._take_leave()
+        self._carried = self._errors[-1] if self._errors else None
+        self._resumed = False
+        self._budget.resume(time.monotonic())
+        try:
+            yield
+        finally:
+            self._budget.suspend(time.monotonic())
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[float]:
+        """One attempt; gives the time, of time.monotonic, at which it is to be cut.
+
+        Where an outage goes on, the first raises what the one before has come to, as that is to be
+        waited for.
+        """
+        if self._carried is not None and not self._resumed:
+            self._resumed = True
+            raise self._carried
+        self.refuse_if_closed()
+        self._budget.tries()
+        now = time.monotonic()
+        try:
+            yield now + self._budget.left(now)
+        except BaseException as error:
+            self._errors.append(error)
+            raise
+
+    def made(self, connection: Connection) -> None:
+        """The attempt has led to this connection."""
+        self._connection = connection
+        self._budget.made(time.monotonic())
+        self._forget_what_is_over()
+
+    def confirm(self) -> None:
+        """The connection is good."""
+        self._budget.confirm()
+        self._forget_what_is_over()
+
+    def refuse_if_closed(self) -> None:
+        """Raises ConnectionAbortedError when the connector has been closed."""
+        if self.closed:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the connector has been closed")
+
+    def _take_leave(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        ended = connection.ended_at()
+        self._budget.ended(time.monotonic() if ended is None else ended)
+        self._forget_what_is_over()
+        if self._budget.tried:
+            self._errors.append(_early_end(connection))
+
+    def _forget_what_is_over(self) -> None:
+        if not self._budget.tried:
+            self._errors.clear()
+
+    def _is_worth_it(self, state: tenacity.RetryCallState) -> bool:
+        error = _error_of(state)
+        if not isinstance(error, Exception):
+            return False
+        self.refuse_if_closed()
+        # tenacity counts from 1 in every call, and the outage may be older.
+        state.attempt_number = self._budget.tried
+        if error is not self._carried and not self._choice.retry(state):
+            raise self._error("this is not retried") from error
+        return True
+
+    def _seconds_to_wait(self, state: tenacity.RetryCallState) -> float:
+        return max(float(self._choice.wait(state)), 0.0)
+
+    def _must_stop(self, state: tenacity.RetryCallState) -> bool:
+        return not self._budget.may_try(time.monotonic(), state.upcoming_sleep)
+
+    def _give_up(self, state: tenacity.RetryCallState) -> NoReturn:
+        error = _error_of(state)
+        reason = f"the deadline of {self._choice.deadline:g} s leaves no time for another"
+        if self._budget.tried >= self._choice.attempts:
+            reason = f"all {self._choice.attempts} are used up"
+        if error is self._carried:
+            reason += "; confirm() would give new ones"
+        raise self._error(reason) from error
+
+    def _error(self, reason: str) -> ReconnectError:
+        return ReconnectError(self._address, self._errors, reason)
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return None if state.outcome is None else state.outcome.exception()
+
+
+def _early_end(connection: Connection) -> BaseException:
+    """What is told of a connection that was made, and was not stable."""
+    if connection.loss is None:
+        return ConnectionError("the connection was closed before it was stable or confirmed")
+    loss = connection.loss
+    return loss.error or ConnectionError(
+        f"the connection was lost after {loss.lifetime:.3f} s, before it was stable or confirmed"
+    )

@@ -1,0 +1,50 @@
+"""Name resolution that a deadline can cut: getaddrinfo(3) itself knows no timeout."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    # What `socket.socket` is made with, and the address to connect to.
+    Resolved: TypeAlias = tuple[tuple[int, int, int], tuple[Any, ...]]
+
+
+def resolve(address: tuple[Any, ...], until: float) -> list[Resolved]:
+    """The TCP addresses of *address*, a pair of host and port, in the system's order.
+
+    Raises socket.gaierror, or TimeoutError at *until* (of time.monotonic). The thread that waits
+    for the system's resolver is then left to it: it ends when the resolver gives up.
+    """
+    host, port = address[:2]
+    try:
+        return _ask(host, port, socket.AI_NUMERICHOST)
+    except socket.gaierror as error:
+        if error.errno != socket.EAI_NONAME:
+            raise
+    answers: queue.SimpleQueue[list[Resolved] | Exception] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put(_ask(host, port))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=work, name="safesock-resolver", daemon=True).start()
+    try:
+        answer = answers.get(timeout=max(until - time.monotonic(), 0.0))
+    except queue.Empty:
+        raise TimeoutError(f"{host!r} was not resolved before the deadline") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _ask(host: Any, port: Any, flags: int = 0) -> list[Resolved]:
+    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, flags)
+    return [((family, kind, proto), where) for family, kind, proto, _, where in found]
