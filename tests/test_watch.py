@@ -420,14 +420,13 @@ def watcher_switches() -> str:
     return Path(f"/proc/self/task/{watcher.native_id}/schedstat").read_text(encoding="ascii")
 
 
-def keep_busy(peer: Peer) -> None:
+def keep_busy(sock: SafeSocket, end: PeerEnd) -> None:
     """Traffic on a watched connection, which is nothing to the watcher."""
-    with peer.connected(Policy(grace=NEVER)) as (sock, end):
-        for _ in range(300):
-            sock.sendall(b"ping")
-            end.read(4)
-            end.say(b"pong")
-            sock.recv(4)
+    for _ in range(300):
+        sock.sendall(b"ping")
+        end.read(4)
+        end.say(b"pong")
+        sock.recv(4)
 
 
 @by_loss
@@ -445,12 +444,14 @@ def test_waiting_costs_nothing(peer: Peer, on_loss: Any, how: str) -> None:
         if how in ("fin", "rst"):
             wait_for_loss(sock)
         assert ends.local
-        keep_busy(peer)
-        time.sleep(0.05)  # For what it was doing at that moment: it goes back to the kernel.
-        before = watcher_switches()
-        for _ in range(3):
-            keep_busy(peer)
-        assert watcher_switches() == before
+        with peer.connected(Policy(grace=NEVER)) as (busy, its_end):
+            let_watcher_pass(peer)
+            keep_busy(busy, its_end)
+            time.sleep(0.05)  # For what it was doing at that moment: it goes back to the kernel.
+            before = watcher_switches()
+            for _ in range(3):
+                keep_busy(busy, its_end)
+            assert watcher_switches() == before
 
 
 def test_watcher_with_nothing_to_do_sleeps() -> None:
@@ -471,12 +472,16 @@ def keep_busy():
         end.sendall(b"pong")
         sock.recv(4)
 deadline = time.monotonic() + 20
+witness = safesock.create_connection(listener.getsockname(), policy=safesock.Policy(grace=0))
+listener.accept()[0].close()
+while witness.loss is None:  # When it has been noticed, the other is being watched.
+    assert time.monotonic() < deadline
 while about_it("wchan") not in ("ep_poll", "do_epoll_wait"):
     assert time.monotonic() < deadline
 before = about_it("schedstat")
 keep_busy()
 assert about_it("schedstat") == before
-for one in (sock, end, listener):
+for one in (sock, end, listener, witness):
     one.close()
 """
     run_script(script)
@@ -495,11 +500,9 @@ class Unruly(SafeSocket):
 
     asked = 0
 
-    def fileno(self) -> int:
-        if threading.current_thread() in watchers():
-            self.asked += 1
-            raise RuntimeError("not now")
-        return super().fileno()
+    def _peer_has_closed(self) -> float | None:
+        self.asked += 1
+        raise RuntimeError("not now")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -633,7 +636,7 @@ def test_closed_sockets_do_not_pile_up_for_as_long_as_grace(peer: Peer) -> None:
 
     def dead_references() -> int:
         gc.collect()
-        return sum(type(one) is weakref.ref and one() is None for one in gc.get_objects())
+        return sum(isinstance(one, weakref.ref) and one() is None for one in gc.get_objects())
 
     before = dead_references()
     for _ in range(60):

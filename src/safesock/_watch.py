@@ -38,6 +38,17 @@ if TYPE_CHECKING:
 
 
 _ORDER = itertools.count()
+# Seconds that a connection lives before it is watched.
+_YOUTH = 0.05
+# Edges: what has happened is reported once, not for as long as it lasts. One shot would miss the
+# FIN after the owner's own shutdown(SHUT_RD), which looks the same.
+_PEER_CLOSES = select.EPOLLRDHUP | select.EPOLLET if HAS_EPOLL else 0
+
+
+class _Entry(weakref.ref["Watched"]):
+    """One time that a socket is watched: one object may be so with one connection after another."""
+
+    __slots__ = ()
 
 
 class Watcher:
@@ -45,17 +56,37 @@ class Watcher:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._sockets: dict[int, weakref.ref[Watched]] = {}
-        self._due: list[tuple[float, int, int, weakref.ref[Watched]]] = []
+        try:
+            # Written to, it wakes the thread.
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self._epoll.close()
+            raise
+        self._epoll.register(self._bell, select.EPOLLIN)
+        # Those that are not in epoll yet; whether the bell has been rung for them.
+        self._young: dict[int, _Entry] = {}
+        self._rung = False
+        self._sockets: dict[int, _Entry] = {}
+        # What is to be done when, with which socket; without one, the young are to be looked after.
+        self._due: list[tuple[float, int, int, _Entry | None]] = []
         self.thread = threading.Thread(target=self._run, name="safesock-watcher", daemon=True)
         self.thread.start()
 
+    def add_soon(self, sock: Watched) -> None:
+        """Many connections live for a moment only: they are spared two system calls, and the thread
+        two awakenings, each in the middle of its owner's work."""
+        self._young[sock.fileno()] = _Entry(sock)
+        if not self._rung:
+            self._rung = True
+            os.eventfd_write(self._bell, 1)
+
     def add(self, sock: Watched, connecting: bool) -> None:
-        fd = sock.fileno()
-        # Edges: what has happened is reported once, not for as long as it lasts. One shot would
-        # miss the FIN after the owner's own shutdown(SHUT_RD), which looks the same.
-        events = select.EPOLLRDHUP | select.EPOLLET | (select.EPOLLOUT if connecting else 0)
-        self._sockets[fd] = weakref.ref(sock)
+        """Watches *sock*; with *connecting* it is told as well when that is done."""
+        events = _PEER_CLOSES | (select.EPOLLOUT if connecting else 0)
+        self._register(sock.fileno(), _Entry(sock), events)
+
+    def _register(self, fd: int, ref: _Entry, events: int) -> None:
+        self._sockets[fd] = ref
         try:
             try:
                 self._epoll.register(fd, events)
@@ -65,6 +96,8 @@ class Watcher:
             self._sockets.pop(fd, None)  # Closed meanwhile, or no watches left: as without epoll.
 
     def remove(self, fd: int) -> None:
+        """Forgets what is watched by this descriptor."""
+        self._young.pop(fd, None)
         # Explicitly: close(2) would not end it while a duplicate descriptor exists.
         if self._sockets.pop(fd, None) is not None:
             try:
@@ -73,21 +106,51 @@ class Watcher:
                 pass
 
     def forget(self) -> None:
-        """In a forked child: the descriptor goes, the parent's sockets stay as they are."""
+        """In a forked child: the descriptors go, the parent's sockets stay as they are."""
         self._epoll.close()
+        os.close(self._bell)
 
     def _run(self) -> None:
         while True:
             timeout = max(self._due[0][0] - time.monotonic(), 0.0) if self._due else None
             for fd, _ in self._epoll.poll(timeout):
-                self._ask(fd, self._sockets.get(fd), step_in=False)
+                if fd == self._bell:
+                    os.eventfd_read(fd)
+                    self._at(_YOUTH, fd, None)
+                else:
+                    self._ask(fd, self._sockets.get(fd), step_in=False)
             while self._due and self._due[0][0] <= time.monotonic():
-                self._ask(*heapq.heappop(self._due)[2:], step_in=True)
+                fd, ref = heapq.heappop(self._due)[2:]
+                if ref is None:
+                    self._look_after_the_young()
+                else:
+                    self._ask(fd, ref, step_in=True)
 
-    def _ask(self, fd: int, ref: weakref.ref[Watched] | None, *, step_in: bool) -> None:
+    def _at(self, seconds: float, fd: int, ref: _Entry | None) -> None:
+        heapq.heappush(self._due, (time.monotonic() + seconds, next(_ORDER), fd, ref))
+
+    def _look_after_the_young(self) -> None:
+        self._rung = False  # Before: whoever comes from now on rings again.
+        for fd in list(self._young):
+            ref = self._young.pop(fd, None)
+            if ref is not None:
+                self._grow_up(fd, ref)
+
+    def _grow_up(self, fd: int, ref: _Entry) -> None:
+        sock = ref()
+        try:
+            if sock is None or sock.fileno() != fd:
+                return
+            self._register(fd, ref, _PEER_CLOSES)
+            if sock.fileno() != fd and self._is_watched(fd, ref):
+                self.remove(fd)  # Closed meanwhile: the number may be a stranger's.
+        except Exception as error:
+            _report(error)  # The others are still to be watched.
+
+    def _ask(self, fd: int, ref: _Entry | None, *, step_in: bool) -> None:
         # In a function of its own: while the thread waits, no local variable holds a socket.
         sock = ref() if ref is not None else None
-        if ref is None or sock is None or self._sockets.get(fd) is not ref:
+        if ref is None or sock is None or not self._is_watched(fd, ref):
             return
         try:
             seconds = sock._step_in() if step_in else sock._peer_has_closed()
@@ -96,12 +159,17 @@ class Watcher:
             return
         if seconds is not None:
             self._forget_the_dead()
-            heapq.heappush(self._due, (time.monotonic() + seconds, next(_ORDER), fd, ref))
+            self._at(seconds, fd, ref)
+
+    def _is_watched(self, fd: int, ref: _Entry) -> bool:
+        return self._sockets.get(fd) is ref
 
     def _forget_the_dead(self) -> None:
         # Sockets that were closed while their grace lasts: not for as long as that may be.
         if len(self._due) > 2 * len(self._sockets) + 100:
-            self._due = [due for due in self._due if self._sockets.get(due[2]) is due[3]]
+            self._due = [
+                due for due in self._due if due[3] is None or self._is_watched(due[2], due[3])
+            ]
             heapq.heapify(self._due)
 
 
@@ -129,7 +197,10 @@ def watch(sock: Watched, *, connecting: bool = False) -> None:
         watcher = _watcher or _start()
     except (OSError, RuntimeError):
         return  # No descriptor left, or the interpreter is on its way out: as without epoll.
-    watcher.add(sock, connecting)
+    if connecting:
+        watcher.add(sock, connecting)
+    else:
+        watcher.add_soon(sock)
 
 
 def unwatch(sock: Watched) -> None:
@@ -140,7 +211,7 @@ def unwatch(sock: Watched) -> None:
 
 def is_watching_thread() -> bool:
     """Whether this is the thread of the watcher, which must not wait for anything else."""
-    return _watcher is not None and threading.current_thread() is _watcher.thread
+    return _watcher is not None and threading.get_ident() == _watcher.thread.ident
 
 
 def _start() -> Watcher:
