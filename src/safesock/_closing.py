@@ -24,7 +24,8 @@ from safesock._kernel import Raw, TcpState
 from safesock._policy import Abort, CloseMode, Drain, Linger
 from safesock._value import Value
 
-_CHUNK = 65536
+# What is dropped goes here, from all threads at once: nobody ever reads it.
+_rubbish = bytearray(65536)
 _OVER = frozenset({TcpState.CLOSE, TcpState.TIME_WAIT})
 # Those from which connect(AF_UNSPEC) and a close(2) with SO_LINGER(1, 0) send RST. None: unknown.
 _RESETTABLE = frozenset(
@@ -120,10 +121,9 @@ def _abort(sock: Raw, fin_sent: bool) -> Outcome:
 
 
 def _drop_unread(sock: Raw) -> int:
-    buffer = bytearray(_CHUNK)
     dropped = 0
     try:
-        while count := _kernel.read_now(sock, buffer):
+        while count := _kernel.read_now(sock, _rubbish):
             dropped += count
     except OSError:
         pass  # The connection is over: there is nothing more to read.
@@ -132,13 +132,12 @@ def _drop_unread(sock: Raw) -> int:
 
 def _drop_until_closed(sock: Raw, deadline: float) -> tuple[int, bool]:
     """The bytes dropped, and whether the peer closed in time."""
-    buffer = bytearray(_CHUNK)
     dropped = 0
     while True:
         left = deadline - time.monotonic()
         _kernel.ready(sock, max(left, 0.0))
         try:
-            count = _kernel.read_now(sock, buffer)
+            count = _kernel.read_now(sock, _rubbish)
         except OSError:
             return dropped, True  # RST is the end of the connection too.
         if count == 0:

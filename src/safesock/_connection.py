@@ -42,6 +42,7 @@ class Connection:
         "peer",
         "number",
         "born",
+        "ended",
         "pid",
         "syn",
         "shut_by_owner",
@@ -60,6 +61,8 @@ class Connection:
         self.peer: Any = None
         self.number = 0
         self.begins(None)
+        # When it ended, as far as is known; both by time.monotonic.
+        self.ended: float | None = None
         self.pid = _kernel.own_pid()
         self.syn = 1
         self.shut_by_owner = False
@@ -80,13 +83,14 @@ class Connection:
         self.asked = address
         self.born = time.monotonic()
 
-    def established(self, sock: Raw) -> None:
-        """The connection was made."""
+    def established(self, sock: Raw, *, just_now: bool = False) -> None:
+        """The connection was made: *just_now*, so that nothing can have been sent, or earlier."""
         if self.peer is None:
             self.peer = _kernel.peer_name(sock) or self.asked or "unknown"
-            control = _kernel.control_bytes(sock)
-            self.fin_sent = self.shut_by_owner = _kernel.fin_was_sent(sock) or control > 1
-            self.syn = int(control > self.fin_sent)
+            if not just_now:
+                control = _kernel.control_bytes(sock)
+                self.fin_sent = self.shut_by_owner = _kernel.fin_was_sent(sock) or control > 1
+                self.syn = int(control > self.fin_sent)
             self.asked = None
             self.number = next(_numbers)
 
@@ -109,10 +113,16 @@ class Connection:
             return True
         return _kernel.tcp_state(sock) in (None, TcpState.CLOSE)
 
-    def lose(self, sock: Raw, cause: Cause, error: OSError | None, decrypted: int = 0) -> None:
-        """Records the loss, once. *decrypted*: bytes that TLS holds for the owner."""
-        if self.loss is None:
-            self.loss = Loss(**self._end(sock, cause, error, decrypted))
+    def lose(
+        self, sock: Raw, cause: Cause, error: OSError | None, decrypted: int = 0
+    ) -> dict[str, Any] | None:
+        """Records the loss, once, and gives what it has recorded. *decrypted*: bytes that TLS holds
+        for the owner."""
+        if self.loss is not None:
+            return None
+        end = self._end(sock, cause, error, decrypted)
+        self.loss = Loss(**end)
+        return end
 
     def release(self, sock: Raw) -> bool:
         """Ends the connection and leaves the descriptor and what is unread to the owner."""
@@ -164,12 +174,13 @@ class Connection:
         loss = self.loss
         return bool(cause and self.released and loss and loss.cause is Cause.FIN)
 
-    def close(self, sock: Raw, decrypted: int = 0) -> None:
-        """By the policy, and close(2). In a forked child it is only close(2)."""
+    def close(self, sock: Raw, decrypted: int = 0, end: dict[str, Any] | None = None) -> None:
+        """By the policy, and close(2). In a forked child it is only close(2). *end*: what `lose`
+        gave just now."""
         report = None
         visit = self.enter()
         try:
-            report = self.finish(sock, self.policy.close, decrypted)
+            report = self.finish(sock, self.policy.close, decrypted, end)
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
             mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
             report = self.finish(sock, mode, decrypted)
@@ -199,15 +210,21 @@ class Connection:
         """Whether somebody is at work with the number of the descriptor."""
         return any(visit() is not None for visit in tuple(self.visits))
 
-    def finish(self, sock: Raw, mode: CloseMode, decrypted: int = 0) -> CloseReport | None:
+    def finish(
+        self,
+        sock: Raw,
+        mode: CloseMode,
+        decrypted: int = 0,
+        end: dict[str, Any] | None = None,
+    ) -> CloseReport | None:
         """Everything but close(2); None where there is nothing to do."""
         if sock.fileno() < 0 or self.is_elsewhere():
             return None
         loss = self.loss
         cause, error = (loss.cause, loss.error) if loss else (Cause.CLOSED, None)
-        end = self._end(sock, cause, error, decrypted)
-        over = _kernel.tcp_state(sock) is TcpState.CLOSE
-        if loss and self.released and over and isinstance(mode, Abort):
+        end = end or self._end(sock, cause, error, decrypted)
+        aborted = loss and self.released and isinstance(mode, Abort)
+        if loss and aborted and _kernel.tcp_state(sock) is TcpState.CLOSE:
             # It has been reset, and the kernel has forgotten what it had counted.
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
@@ -215,11 +232,6 @@ class Connection:
         end["unacknowledged"] = _plus(outcome.unacknowledged, self.forgiven)
         end["unread"] = _plus(outcome.unread, decrypted)
         return CloseReport(**end, mode=mode, reset=outcome.reset)
-
-    def ended_at(self) -> float | None:
-        """When it ended, as far as is known, of time.monotonic; None while it lives."""
-        record = self.loss or self.report
-        return None if record is None else self.born + record.lifetime
 
     def may_block(self) -> bool:
         """Whether ending it may take time."""
@@ -253,6 +265,9 @@ class Connection:
         self, sock: Raw, cause: Cause, error: BaseException | None, decrypted: int
     ) -> dict[str, Any]:
         """The fields of a record of the end."""
+        if self.ended is None:
+            # The peer's FIN may have come long before anybody noticed.
+            self.ended = time.monotonic() - _kernel.age_of_close_wait(sock)
         sent, unacknowledged = _kernel.counts(sock, syn=self.syn, fin_sent=self.fin_sent)
         return {
             "cause": cause,

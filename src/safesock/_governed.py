@@ -99,7 +99,7 @@ class GovernedSocket(socket.socket):
         except BaseException:  # KeyboardInterrupt: the kernel goes on here too.
             self._connect_failed(errno.EINPROGRESS)
             raise
-        self._established()
+        self._established(just_now=True)
 
     def connect_ex(self, address: Any, /) -> int:
         """As `connect`, but gives the errno instead of raising it."""
@@ -110,7 +110,7 @@ class GovernedSocket(socket.socket):
         if result:
             self._connect_failed(result)
         else:
-            self._established()
+            self._established(just_now=True)
         return result
 
     def getsockopt(self, *args: Any) -> Any:
@@ -137,10 +137,10 @@ class GovernedSocket(socket.socket):
         if self._connection is not None and self._connection.peer is None:
             self._connection.begins(address)
 
-    def _established(self) -> None:
+    def _established(self, *, just_now: bool = False) -> None:
         connection = self._connection
         if connection is not None and connection.peer is None:
-            connection.established(self)
+            connection.established(self, just_now=just_now)
             if self._policy.watch:
                 _watch.watch(self)
 
@@ -222,7 +222,8 @@ class GovernedSocket(socket.socket):
     def _end_collected(self) -> None:
         connection = getattr(self, "_connection", None)
         try:
-            if connection is not None and self._governed() is not None:
+            done = connection is None or connection.close_is_due
+            if connection is not None and not done and self._governed() is not None:
                 _watch.unwatch(self)
                 connection.report = connection.finish(self, self._policy.close, self._decrypted())
         finally:
@@ -235,18 +236,20 @@ class GovernedSocket(socket.socket):
             _watch.unwatch(self)
             super()._real_close(*args)  # type: ignore[misc]
 
-    def _end_connection(self) -> None:
+    def _end_connection(self, end: dict[str, Any] | None = None) -> None:
         assert self._connection is not None
+        if self.fileno() < 0:
+            return  # It has been done.
         _watch.unwatch(self)
-        self._connection.close(self, self._let_go())
+        self._connection.close(self, self._let_go(), end)
 
     def _lose(self, cause: Cause, error: OSError | None) -> None:
         """The owner is being told of the loss: what the policy says is done now."""
         connection = self._connection
         assert connection is not None
-        connection.lose(self, cause, error, self._decrypted())
+        end = connection.lose(self, cause, error, self._decrypted())
         if self._policy.on_loss == "close":
-            self._end_connection()
+            self._end_connection(end)
         elif self._policy.on_loss == "release":
             connection.release(self)
 

@@ -49,9 +49,17 @@ CONNECT_GOES_ON = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR, err
 _DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
 _LINGER = struct.Struct("HH" if sys.platform == "win32" else "ii")
 _TCP_INFO_SIZE = 256
+_TCP = frozenset(
+    (family, _socket.SOCK_STREAM, proto)
+    for family in (_socket.AF_INET, _socket.AF_INET6)
+    for proto in (0, _socket.IPPROTO_TCP)
+)
+# As C knows them: socket.socket makes an enum of each.
+_family, _type, _proto = Raw.family.__get__, Raw.type.__get__, Raw.proto.__get__
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0 bytes of the packet.
-# Offsets in struct tcp_info: u64, u32, and two u64, the second being tcpi_bytes_retrans.
+# Offsets in struct tcp_info: u32, u64, u32, and two u64, the second being tcpi_bytes_retrans.
+_TCP_INFO_LAST_ACK_RECV = 56
 _TCP_INFO_BYTES_ACKED = 120
 _TCP_INFO_NOTSENT_BYTES = 144
 _TCP_INFO_BYTES_SENT = 200
@@ -74,6 +82,8 @@ class TcpState(enum.IntEnum):
     NEW_SYN_RECV = 12
 
 
+_STATES = {int(state): state for state in TcpState}
+
 # The peer has not closed its side.
 PEER_OPEN = frozenset({TcpState.ESTABLISHED, TcpState.FIN_WAIT1, TcpState.FIN_WAIT2})
 # Our FIN has been sent: it has not been acknowledged, or it has.
@@ -85,17 +95,22 @@ SENDS_FIN = frozenset({TcpState.ESTABLISHED, TcpState.CLOSE_WAIT, TcpState.SYN_R
 
 def is_tcp(sock: Raw) -> bool:
     """Whether this is a TCP socket over IPv4 or IPv6, by what it was made with."""
-    return (
-        sock.family in (_socket.AF_INET, _socket.AF_INET6)
-        and sock.type == _socket.SOCK_STREAM
-        and sock.proto in (0, _socket.IPPROTO_TCP)
-    )
+    return (_family(sock), _type(sock), _proto(sock)) in _TCP
 
 
 def tcp_state(sock: Raw) -> TcpState | None:
     """The state of the connection (TCP_INFO), or None where the system does not tell."""
     info = _tcp_info(sock)
-    return TcpState(info[0]) if info else None
+    return _STATES[info[0]] if info else None
+
+
+def age_of_close_wait(sock: Raw) -> float:
+    """The seconds since the peer's FIN, where that is the last that has come; else 0."""
+    info = _tcp_info(sock)
+    if not info or info[0] != TcpState.CLOSE_WAIT:
+        return 0.0
+    (milliseconds,) = struct.unpack_from("I", info, _TCP_INFO_LAST_ACK_RECV)
+    return float(milliseconds) / 1000
 
 
 def was_established(sock: Raw) -> bool:
