@@ -108,6 +108,7 @@ class PortWait:
         self._give_up = min(give_up, until)
         self._look = _FIRST_LOOK
         self._may_be_gone = True
+        self._known = False
 
     def pause(self, error: OSError, now: float) -> float | None:
         """The seconds until it is to be tried again, or None where *error* is to stand."""
@@ -116,10 +117,12 @@ class PortWait:
             # What held it may have gone before it was looked for.
             again = self._may_be_gone and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
             self._may_be_gone = False
-            return look if again else None
+            return look if again and now + look < self._give_up else None
         if not error.passes:
             return None
         seconds = error.seconds_left
-        pause = look if seconds is None else max(seconds, look)
+        # Once is not enough: FIN_WAIT may have refused it, and be TIME_WAIT when it is looked for.
+        known, self._known = self._known, seconds is not None
+        pause = max(seconds, look) if seconds is not None and known else look
         latest = self._give_up if seconds is None else self._until
         return pause if now + pause < latest else None

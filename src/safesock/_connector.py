@@ -11,7 +11,7 @@ import weakref
 
 import tenacity
 
-from safesock._dial import Dialler
+from safesock._dial import Dialler, end
 from safesock._loss import Cause
 from safesock._policy import Abort, Policy, policy_or_default, seconds_in
 from safesock._reconnect import DEFAULT, Reconnect, Recovery
@@ -73,16 +73,22 @@ class Connector:
         on_connect: Callable[[SafeSocket], object] | None = None,
         abort_previous: bool = False,
     ) -> None:
-        _check(address, local_address, reconnect, timeout, ssl_context, server_hostname, on_connect)
-        self._recovery = Recovery(reconnect or DEFAULT, address)
+        _check(address, local_address, reconnect, timeout)
+        _check_tls(ssl_context, server_hostname)
+        if on_connect is not None and not callable(on_connect):
+            raise TypeError(f"on_connect takes a function of the socket: not {on_connect!r}")
+        if not isinstance(abort_previous, bool):
+            raise TypeError(f"abort_previous takes True or False: not {abort_previous!r}")
+        self._recovery = Recovery(reconnect or DEFAULT, tuple(address))
         self._dialler = Dialler(
-            address,
-            local_address,
+            tuple(address),
+            tuple(local_address) if local_address else None,
             policy_or_default(policy),
             timeout,
             ssl_context,
             server_hostname or address[0],
             self._sleep,
+            self._recovery.refuse_if_closed,
         )
         self._on_connect = on_connect
         self._aborts = bool(abort_previous and local_address and local_address[1])
@@ -126,7 +132,7 @@ class Connector:
         kind = ReconnectingSocket
         if self._dialler.ssl_context is not None:
             from safesock._reconnecting_tls import ReconnectingSSLSocket as kind  # noqa: N813
-        sock = kind.unconnected(policy, self._redial, self.close)
+        sock = kind.unconnected(policy, self._redial, self._stop)
         self._connect(sock)
         self._for_life = weakref.ref(sock)
         return sock
@@ -139,11 +145,7 @@ class Connector:
     def close(self) -> None:
         """Ends the connection by its policy, for good. Whoever is in `connect`, in another thread,
         gets ConnectionAbortedError; iteration ends."""
-        if self._closed.is_set():
-            return
-        self._recovery.closed = True
-        self._closed.set()
-        self._dialler.interrupt()
+        self._stop()
         self._end_last(abort=False)
 
     def __iter__(self) -> Iterator[SafeSocket]:
@@ -165,7 +167,14 @@ class Connector:
 
     # What is behind it ---------------------------------------------------------------------------
 
+    def _stop(self) -> None:
+        """There is no further connection."""
+        self._recovery.closed = True
+        self._closed.set()
+        self._dialler.interrupt()
+
     def _turns(self) -> Iterator[SafeSocket]:
+        sock = None
         try:
             while True:
                 try:
@@ -176,7 +185,8 @@ class Connector:
                     raise
                 yield sock
         finally:
-            self._end_last(abort=False)
+            if sock is not None:
+                end(sock)
 
     def _connect(self, into: ReconnectingSocket | None) -> SafeSocket:
         with self._lock:
@@ -195,40 +205,55 @@ class Connector:
     def _redial(self, sock: ReconnectingSocket) -> None:
         """For a call on the socket for life, which has lost its connection."""
         with self._lock:
-            # Another thread may have done it; on_connect is to see the loss of this attempt.
-            if not self._dialling and sock.has_no_connection():
+            if sock.has_no_connection():  # Else another thread has done it.
+                sock.wait_for_calls()
                 self._connect(sock)
 
     def _attempt(self, into: ReconnectingSocket | None) -> SafeSocket:
         with self._recovery.attempt() as until:
             sock = self._dialler.dial(until)
-            try:
+            if into is None:
                 sock.settimeout(socket.getdefaulttimeout())
-                if into is not None:
-                    into.take_over(sock)
-                    sock = into
-                if self._on_connect is not None:
-                    self._greet(sock, self._on_connect, until)
-                self._recovery.refuse_if_closed()
+                with self._dialler.working_on(sock):
+                    return self._introduce(sock, until)
+            into.take_over(sock)
+            try:
+                return self._introduce(into, until)
             except BaseException:
-                _end(sock, for_good=into is None)
+                if into._connection is not None:
+                    into._end_connection()
                 raise
-            assert sock._connection is not None
-            self._last = weakref.ref(sock)
-            self._recovery.made(sock._connection)
-            return sock
+            finally:
+                into.open_to_all()
+
+    def _introduce(self, sock: SafeSocket, until: float) -> SafeSocket:
+        self._last = weakref.ref(sock)  # From here on, `close` ends it.
+        self._recovery.refuse_if_closed()
+        if self._on_connect is not None:
+            self._greet(sock, self._on_connect, until)
+            self._recovery.refuse_if_closed()
+        assert sock._connection is not None
+        self._recovery.made(sock._connection)
+        return sock
 
     def _greet(
         self, sock: SafeSocket, on_connect: Callable[[SafeSocket], object], until: float
     ) -> None:
-        seconds, timeout = self._dialler.seconds_for_one(until), sock.gettimeout()
+        timeout = sock.gettimeout()
+        # A value that nobody else sets, to know whether on_connect has set one.
+        seconds = self._dialler.seconds_for_one(until) * 0.999999
         sock.settimeout(seconds)
-        with _cut_at(until, sock):
-            on_connect(sock)
-        if sock.fileno() < 0:
+        in_force = sock.gettimeout()
+        try:
+            with _cut_at(until, sock):
+                on_connect(sock)
+        finally:
+            # Without a descriptor too: a socket for life takes it to the next connection.
+            if sock.gettimeout() == in_force and (sock.fileno() >= 0 or not sock._closed):
+                sock.settimeout(timeout)
+        lost = sock.loss is not None and sock.policy.on_loss != "keep"
+        if sock.fileno() < 0 or lost:
             raise ConnectionError("the connection ended while on_connect ran")
-        if sock.gettimeout() == seconds:
-            sock.settimeout(timeout)
 
     def _sleep(self, seconds: float) -> None:
         self._closed.wait(seconds)
@@ -236,10 +261,12 @@ class Connector:
 
     def _end_last(self, *, abort: bool) -> None:
         sock = self._last() if self._last is not None else None
-        if sock is not None:
-            if abort and sock.fileno() >= 0:
-                sock._close_by(Abort())
-            _end(sock, for_good=True)
+        connection = sock._connection if sock is not None else None
+        if sock is None or (connection is not None and connection.close_is_due and sock._closed):
+            return
+        if abort and connection is not None and not connection.is_elsewhere():
+            sock._close_by(Abort())
+        end(sock)
 
     def _refuse_for_life(self) -> None:
         sock = self._for_life() if self._for_life is not None else None
@@ -247,70 +274,68 @@ class Connector:
             raise RuntimeError("this connector belongs to its socket(): make another one")
 
 
-def _end(sock: SafeSocket, *, for_good: bool) -> None:
-    """Closes it, also where files of it are open."""
-    if for_good:
-        sock._io_refs = 0
-        sock.close()
-    else:
-        sock._end_connection()
-
-
 @contextlib.contextmanager
 def _cut_at(until: float, sock: SafeSocket) -> Iterator[None]:
     """Ends the connection at that time, which wakes whoever waits for it."""
 
-    def cut() -> None:
-        connection = sock._connection
-        if connection is not None and connection.may_block():
-            sock._close_by(Abort())  # The time is up: nothing is waited for.
-        sock._lose(Cause.ABORTED, None)
-        sock._end_connection()
-
-    timer = threading.Timer(until - time.monotonic(), cut)
+    timer = threading.Timer(until - time.monotonic(), _cut, (weakref.ref(sock),))
     timer.daemon = True
     timer.start()
     try:
         yield
+    except Exception as error:
+        if time.monotonic() >= until:
+            raise TimeoutError(_CUT) from error
+        raise
     finally:
         timer.cancel()
-        if time.monotonic() >= until:
-            raise TimeoutError("on_connect was not done before the deadline")
+    if time.monotonic() >= until:
+        raise TimeoutError(_CUT)
 
 
-def _check(
-    address: Any,
-    local_address: Any,
-    reconnect: Any,
-    timeout: Any,
-    ssl_context: Any,
-    server_hostname: Any,
-    on_connect: Any,
-) -> None:
-    _check_pair("address", address, '("example.org", 443)')
+def _cut(ref: weakref.ref[SafeSocket]) -> None:
+    sock = ref()
+    if sock is None or sock._connection is None:
+        return  # It has been closed, or given away.
+    if sock._connection.may_block():
+        sock._close_by(Abort())  # The time is up: nothing is waited for.
+    sock._lose(Cause.ABORTED, None)
+    sock._end_connection()
+
+
+_CUT = "on_connect was not done before the deadline"
+
+
+def _check(address: Any, local_address: Any, reconnect: Any, timeout: Any) -> None:
+    host, port = _pair("address", address, '("example.org", 443)')
+    if not host:
+        raise ValueError(f"address takes the host to connect to: not {address!r}")
+    if not (isinstance(port, str) and port):  # The name of a service will do.
+        _check_port("address", port, least=1)
     if local_address is not None:
-        _check_pair("local_address", local_address, '("", 40000)')
-        _check_port("local_address", local_address[1], least=0)
-    if isinstance(address[1], int):
-        _check_port("address", address[1], least=1)
+        _check_port("local_address", _pair("local_address", local_address, '("", 40000)')[1], 0)
     if reconnect is not None and not isinstance(reconnect, Reconnect):
         raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {reconnect!r}")
     if timeout is not None and not seconds_in("timeout", timeout):
         raise ValueError(f"timeout takes seconds above 0, or None: not {timeout!r}")
+
+
+def _check_tls(ssl_context: Any, server_hostname: Any) -> None:
     if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
         raise TypeError(f"ssl_context takes an ssl.SSLContext or None: not {ssl_context!r}")
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise TypeError(f"server_hostname takes a str or None: not {server_hostname!r}")
     if server_hostname is not None and ssl_context is None:
         raise ValueError("server_hostname is for TLS: it takes an ssl_context too")
-    if on_connect is not None and not callable(on_connect):
-        raise TypeError(f"on_connect takes a function of the socket, or None: not {on_connect!r}")
 
 
-def _check_pair(name: str, value: Any, example: str) -> None:
-    if not isinstance(value, (tuple, list)) or len(value) < 2 or not isinstance(value[0], str):
+def _pair(name: str, value: Any, example: str) -> tuple[str, Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not isinstance(value[0], str):
         raise TypeError(f"{name} takes a pair of host and port, such as {example}: not {value!r}")
+    return value[0], value[1]
 
 
-def _check_port(name: str, port: Any, *, least: int) -> None:
+def _check_port(name: str, port: Any, least: int) -> None:
     if isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"{name} takes a port number: not {port!r}")
     if not least <= port <= 65535:

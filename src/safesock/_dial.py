@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 
@@ -9,14 +10,21 @@ from safesock import _kernel
 from safesock._budget import PortWait
 from safesock._open import connect_from
 from safesock._policy import Policy
+from safesock._reconnect import is_hopeless
 from safesock._resolve import resolve
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
+
+
+def end(sock: SafeSocket) -> None:
+    """Closes it, also where files of it are open."""
+    sock._io_refs = 0
+    sock.close()
 
 
 class Dialler:
@@ -31,6 +39,7 @@ class Dialler:
         ssl_context: ssl.SSLContext | None,
         server_hostname: str | None,
         sleep: Callable[[float], None],
+        refuse_if_closed: Callable[[], None],
     ) -> None:
         self.address = address
         self.local_address = local_address
@@ -39,11 +48,12 @@ class Dialler:
         self.ssl_context = ssl_context
         self._server_hostname = server_hostname
         self._sleep = sleep
+        self._refuse_if_closed = refuse_if_closed
         self._under_way: SafeSocket | None = None
 
     def dial(self, until: float) -> SafeSocket:
-        """A connection, made before *until*. Raises what the last address gave, with notes of the
-        others."""
+        """A connection, made before *until*. Raises what the last address gave, or a certificate
+        that did not verify, with notes of the others."""
         failures: list[OSError] = []
         try:
             for made, sockaddr in resolve(self.address, until):
@@ -54,16 +64,32 @@ class Dialler:
                     failures.append(error)
             if not failures:
                 raise OSError(f"{self.address[0]!r} resolves to no address")
-            for failure in failures[:-1]:
-                failures[-1].add_note(f"before, {failure!r} {''.join(failure.__notes__)}")
-            raise failures[-1]
+            told = max(reversed(failures), key=is_hopeless)
+            for failure in failures:
+                if failure is not told:
+                    told.add_note(f"{failure!r} {failure.__notes__[0]}")
+            raise told
         finally:
             failures.clear()  # Their tracebacks hold this frame: a reference cycle.
 
+    @contextlib.contextmanager
+    def working_on(self, sock: SafeSocket) -> Iterator[None]:
+        """While *sock* is in the making; it is closed when that fails."""
+        self._under_way = sock
+        try:
+            self._refuse_if_closed()
+            yield
+        except BaseException:
+            end(sock)
+            raise
+        finally:
+            self._under_way = None
+
     def interrupt(self) -> None:
-        """From another thread: the connect that is under way fails."""
+        """From another thread, once the connector is closed: wakes the one that is dialling."""
         sock = self._under_way
-        if sock is not None:
+        connection = sock._connection if sock is not None else None
+        if sock is not None and (connection is None or not connection.is_elsewhere()):
             _kernel.shutdown(sock, socket.SHUT_RDWR)
 
     def seconds_for_one(self, until: float) -> float:
@@ -77,14 +103,14 @@ class Dialler:
         sock = self._connect(made, sockaddr, until)
         if self.ssl_context is None:
             return sock
-        from safesock._tls import start_tls
+        from safesock._tls import before_handshake
 
-        try:
+        with self.working_on(sock):
             sock.settimeout(self.seconds_for_one(until))
-            return start_tls(sock, self.ssl_context, self._server_hostname)
-        except BaseException:
-            sock.close()
-            raise
+            tls = before_handshake(sock, self.ssl_context, self._server_hostname)
+        with self.working_on(tls):
+            tls.do_handshake()
+        return tls
 
     def _connect(self, made: tuple[int, int, int], sockaddr: Any, until: float) -> SafeSocket:
         """With the local port, once it is free."""
@@ -100,13 +126,7 @@ class Dialler:
 
     def _connect_now(self, made: tuple[int, int, int], sockaddr: Any, until: float) -> SafeSocket:
         sock = SafeSocket(*made, policy=self.policy)
-        try:
-            self._under_way = sock
+        with self.working_on(sock):
             sock.settimeout(self.seconds_for_one(until))
             connect_from(sock, self.local_address, sockaddr)
-        except BaseException:
-            sock.close()
-            raise
-        finally:
-            self._under_way = None
         return sock

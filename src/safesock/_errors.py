@@ -69,7 +69,8 @@ class PortHolder(Value):
         if self.peer is not None:
             words.append(f"with {_shown(self.peer)}")
         if self.pid is not None:
-            words.append(f"of process {self.pid} ({self.command}), descriptor {self.descriptor}")
+            command = " ".join(str(self.command).split())
+            words.append(f"of process {self.pid} ({command}), descriptor {self.descriptor}")
         if self.seconds_left is not None:
             words.append(f"for {self.seconds_left:.0f} more seconds")
         return " ".join(words)
@@ -124,9 +125,9 @@ class LocalPortBusyError(OSError):
         where = f"local port {_shown(self.local)} is busy{towards}"
         return f"[Errno {self.errno}] {self.call}: {where}: {held}"
 
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         fields = (self.errno, self.strerror, self.call, self.local, self.peer, self.holders)
-        return type(self), fields
+        return type(self), fields, self.__dict__.copy()  # With the notes.
 
 
 class ReconnectError(ConnectionError):
@@ -156,12 +157,13 @@ class ReconnectError(ConnectionError):
         last = f"; the last: {_named(self.attempts[-1])}" if self.attempts else ""
         return f"no connection to {_shown(self.address)} after {tried}: {self.reason}{last}"
 
-    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
-        return type(self), (self.address, self.attempts, self.reason)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.address, self.attempts, self.reason), self.__dict__.copy()
 
 
 def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    words = " ".join(str(error).split())  # One line.
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _shown(address: tuple[Any, ...]) -> str:

@@ -13,24 +13,28 @@ from safesock._kernel import Raw, TcpState
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 _TABLES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
 _TIME_WAIT_TIMER = "03"
+_ANY = frozenset({"", "0.0.0.0", "::"})
 
 
-def holders(port: int, peer: tuple[object, ...] | None = None) -> list[PortHolder]:
-    """The sockets with this local port; with *peer*, those that are connected to it.
+def holders(local: tuple[Any, ...], peer: tuple[Any, ...] | None = None) -> list[PortHolder]:
+    """The sockets with this local port, at this address or any; with *peer*, those connected to it.
 
     Listening ones come first. Those that are bound and neither connected nor listening are in no
     table: they are found where this process has them open.
     """
     found: list[PortHolder] = []
-    rows = [row for row in _rows(port) if peer is None or row.is_with(peer)]
+    host, port = _plain(local[0]), local[1]
+    rows = [row for row in _rows(port) if row.is_at(host) and (not peer or row.is_with(peer))]
     owners = _owners({row.inode for row in rows if row.inode != "0"})
     for row in rows:
         found += [row.holder(*owner) for owner in owners.get(row.inode, [(None, None, None)])]
-    if peer is None and not found:
-        found = list(_bound_here(port))
+    if peer is None:
+        known = {holder.descriptor for holder in found if holder.pid == os.getpid()}
+        found += [one for one in _bound_here(host, port) if one.descriptor not in known]
     return sorted(found, key=lambda holder: holder.state != TcpState.LISTEN.name)
 
 
@@ -42,13 +46,16 @@ class _Row:
         self._peer = _address(fields[2], family)
         self._state = TcpState(int(fields[3], 16))
         timer, _, ticks = fields[5].partition(":")
-        self._left = (
-            int(ticks, 16) / os.sysconf("SC_CLK_TCK") if timer == _TIME_WAIT_TIMER else None
-        )
+        # FIN_WAIT2 has such a timer too, but it ends when the peer sends FIN or RST.
+        timed = timer == _TIME_WAIT_TIMER and self._state is TcpState.TIME_WAIT
+        self._left = int(ticks, 16) / os.sysconf("SC_CLK_TCK") if timed else None
         self.inode = fields[9]
 
-    def is_with(self, peer: tuple[object, ...]) -> bool:
-        return self._peer == peer[:2]
+    def is_at(self, host: str) -> bool:
+        return _overlap(self._local[0], host)
+
+    def is_with(self, peer: tuple[Any, ...]) -> bool:
+        return self._peer == (_plain(peer[0]), peer[1])
 
     def holder(self, pid: int | None, command: str | None, descriptor: int | None) -> PortHolder:
         peer = None if self._peer[1] == 0 else self._peer
@@ -75,7 +82,28 @@ def _address(text: str, family: int) -> tuple[str, int]:
     digits, _, port = text.partition(":")
     words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
     raw = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-    return socket.inet_ntop(family, raw).removeprefix("::ffff:"), int(port, 16)
+    return _plain(socket.inet_ntop(family, raw)), int(port, 16)
+
+
+def _plain(host: str) -> str:
+    """Without what says that IPv4 is spoken by an IPv6 socket, and without a scope."""
+    return host.removeprefix("::ffff:").partition("%")[0]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two local addresses get in each other's way."""
+    if one == other or one in _ANY or other in _ANY:
+        return True
+    # A name, which bind(2) resolves: it may be that address.
+    return not all(map(_is_numeric, (one, other)))
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except OSError:
+        return False
+    return True
 
 
 def _owners(inodes: set[str]) -> dict[str, list[tuple[int, str, int]]]:
@@ -116,7 +144,7 @@ def _command(pid: int) -> str:
         return "?"
 
 
-def _bound_here(port: int) -> Iterator[PortHolder]:
+def _bound_here(host: str, port: int) -> Iterator[PortHolder]:
     own = os.getpid()
     for descriptor, _ in _sockets_of(own):
         try:
@@ -127,5 +155,6 @@ def _bound_here(port: int) -> Iterator[PortHolder]:
             name = _kernel.local_name(sock) if _kernel.is_tcp(sock) else None
         finally:
             sock.close()
-        if isinstance(name, tuple) and name[1] == port:
-            yield PortHolder("CLOSE", name[:2], None, own, _command(own), descriptor)
+        if isinstance(name, tuple) and name[1] == port and _overlap(_plain(name[0]), host):
+            where = _plain(name[0]), port
+            yield PortHolder(TcpState.CLOSE.name, where, None, own, _command(own), descriptor)

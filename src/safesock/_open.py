@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+import time
 
 from safesock import _kernel, _watch
 from safesock._connection import Connection
@@ -31,6 +32,9 @@ _BUSY = frozenset(
         ("connect", errno.EADDRNOTAVAIL),
     }
 )
+
+
+_MOMENTS = (0.0, 0.00005, 0.0005)
 
 
 def create_connection(
@@ -86,6 +90,21 @@ def _connect(
     return sock
 
 
+def _connect_at_last(sock: SafeSocket, sockaddr: Any, fixed: bool) -> None:
+    # Over the same fixed port, the connection before may be on its very last way (LAST_ACK), since
+    # recv can tell of the end before the peer's kernel answers. To ask who holds it takes longer.
+    for pause in _MOMENTS if fixed else ():
+        try:
+            sock.connect(sockaddr)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            time.sleep(pause)
+        else:
+            return
+    sock.connect(sockaddr)
+
+
 def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any) -> None:
     """bind(2), where there is a *local* address, and connect(2)."""
     call = "bind"
@@ -93,14 +112,14 @@ def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any)
         if local:
             sock.bind(local)
         call = "connect"
-        sock.connect(sockaddr)
+        _connect_at_last(sock, sockaddr, bool(local and local[1]))
     except OSError as error:
         if not local or not local[1] or (call, error.errno) not in _BUSY:
             raise
         # Only now: nobody else pays for it.
         from safesock._holders import holders
 
-        found = holders(local[1], sockaddr if call == "connect" else None)
+        found = holders(local, sockaddr if call == "connect" else None)
         if not found and error.errno == errno.EADDRNOTAVAIL:
             raise  # It speaks of other things too, such as an IPv6 network that is not there.
         raise LocalPortBusyError.of(error, call, local, sockaddr, found) from error

@@ -31,12 +31,39 @@ if TYPE_CHECKING:
 MOST_ATTEMPTS = 2**31 - 1
 
 
-def _is_not_hopeless(error: BaseException) -> bool:
-    return not isinstance(error, ssl.SSLCertVerificationError)
+def is_hopeless(error: BaseException) -> bool:
+    """Whether trying again cannot help: a certificate that does not verify."""
+    return isinstance(error, ssl.SSLCertVerificationError)
 
 
-DEFAULT_WAIT = tenacity.wait_random_exponential(multiplier=1, max=16)
-DEFAULT_RETRY = tenacity.retry_if_exception(_is_not_hopeless)
+class _DefaultWait(tenacity.wait_random_exponential):
+    """Exponential backoff with full jitter. Pickled and copied as the one that there is."""
+
+    def __init__(self) -> None:
+        super().__init__(multiplier=1, max=16)
+
+    def __repr__(self) -> str:
+        return f"wait_random_exponential(multiplier={self.multiplier:g}, max={self.max:g})"
+
+    def __reduce__(self) -> str:
+        return "DEFAULT_WAIT"
+
+
+class _DefaultRetry(tenacity.retry_if_exception):
+    """Everything that is not hopeless."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda error: not is_hopeless(error))
+
+    def __repr__(self) -> str:
+        return "retry_if_not_exception_type(SSLCertVerificationError)"
+
+    def __reduce__(self) -> str:
+        return "DEFAULT_RETRY"
+
+
+DEFAULT_WAIT = _DefaultWait()
+DEFAULT_RETRY = _DefaultRetry()
 
 
 class Reconnect(Value):
@@ -149,8 +176,11 @@ class Recovery:
         now = time.monotonic()
         try:
             yield now + self._budget.left(now)
-        except BaseException as error:
+        except Exception as error:
             self._errors.append(error)
+            raise
+        except BaseException as error:  # It is told once, now, and not by a later ReconnectError.
+            self._errors.append(ConnectionError(f"interrupted by {type(error).__name__}"))
             raise
 
     def made(self, connection: Connection) -> None:
@@ -158,6 +188,8 @@ class Recovery:
         self._connection = connection
         self._budget.made(time.monotonic())
         self._forget_what_is_over()
+        for error in self._errors:
+            _drop_frames(error)
 
     def confirm(self) -> None:
         """The connection is good."""
@@ -173,8 +205,7 @@ class Recovery:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        ended = connection.ended_at()
-        self._budget.ended(time.monotonic() if ended is None else ended)
+        self._budget.ended(time.monotonic() if connection.ended is None else connection.ended)
         self._forget_what_is_over()
         if self._budget.tried:
             self._errors.append(_early_end(connection))
@@ -188,13 +219,17 @@ class Recovery:
         if not isinstance(error, Exception):
             return False
         self.refuse_if_closed()
-        # tenacity counts from 1 in every call, and the outage may be older.
-        state.attempt_number = self._budget.tried
+        self._number(state)
         if error is not self._carried and not self._choice.retry(state):
             raise self._error("this is not retried") from error
         return True
 
+    def _number(self, state: tenacity.RetryCallState) -> None:
+        # tenacity counts from 1 in every call, and the outage may be older.
+        state.attempt_number = self._budget.tried
+
     def _seconds_to_wait(self, state: tenacity.RetryCallState) -> float:
+        self._number(state)  # After TryAgain it is the first to be asked.
         return max(float(self._choice.wait(state)), 0.0)
 
     def _must_stop(self, state: tenacity.RetryCallState) -> bool:
@@ -215,6 +250,14 @@ class Recovery:
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
     return None if state.outcome is None else state.outcome.exception()
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Tracebacks keep frames alive, and with them the sockets of those that called."""
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        _drop_frames(error.__cause__)
+        error = error.__context__
 
 
 def _early_end(connection: Connection) -> BaseException:

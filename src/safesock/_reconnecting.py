@@ -2,14 +2,20 @@
 
 It takes over each connection that its connector has made: the descriptor, the record, the TLS
 session. The loss of one is told by one call, as ever; the next that reads or writes dials.
+
+A call works on one connection from beginning to end: before the next connection is dialled, those
+that are under way in other threads are waited for. The loss has woken them.
 """
 
 from __future__ import annotations
 
 import functools
 import socket
+import threading
+import weakref
 
 from safesock import _watch
+from safesock._connection import Visit
 from safesock._governed import broken_pipe
 from safesock._kernel import Raw
 from safesock._socket import SafeSocket
@@ -21,7 +27,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
+    from safesock._connection import Connection
     from safesock._policy import Policy
+
+# Seconds to wait for calls in other threads, and between two looks, as not all say that they are
+# done: the watcher does not, nor does one that a KeyboardInterrupt has struck.
+_PATIENCE, _LOOK = 10.0, 0.002
 
 
 class ReconnectingSocket(SafeSocket):
@@ -41,6 +52,13 @@ class ReconnectingSocket(SafeSocket):
     _when_closed: Callable[[], None] | None = None
     # What setsockopt was called with, by level and name.
     _options: dict[tuple[Any, ...], tuple[Any, ...]]
+    # The calls that are under way, and what their coming and going is waited for with.
+    _calls: weakref.WeakSet[Visit]
+    _changing: threading.Condition
+    # Whether one is under way in this thread.
+    _at_work: threading.local
+    # The thread in which on_connect has the connection, before anybody else.
+    _greeter: int | None = None
 
     @classmethod
     def unconnected(
@@ -58,15 +76,22 @@ class ReconnectingSocket(SafeSocket):
         self._options = {}
         self._redial = redial
         self._when_closed = when_closed
+        self._calls = weakref.WeakSet()
+        self._changing = threading.Condition()
+        self._at_work = threading.local()
         return self
 
     def take_over(self, sock: SafeSocket) -> None:
-        """Goes on with the connection of *sock*, which is left detached."""
+        """Goes on with the connection of *sock*, which is left detached. It is for this thread
+        alone, until `open_to_all`."""
         timeout = self.gettimeout() if self._connection is not None else socket.getdefaulttimeout()
-        connection = sock._connection
-        self._move(sock)
-        self._connection = connection
-        self._policy = sock.policy
+        with self._changing:
+            self._greeter = threading.get_ident()
+            connection = sock._connection
+            self._move(sock)
+            self._connection = connection
+            self._io_refs = 0  # Files of the connection before keep nothing open.
+            self._policy = sock.policy
         self.settimeout(timeout)
         if self._policy.watch:
             _watch.watch(self)
@@ -77,27 +102,88 @@ class ReconnectingSocket(SafeSocket):
         made = (sock.family, sock.type, sock.proto)
         Raw.__init__(self, *made, sock.detach())
 
+    def open_to_all(self) -> None:
+        """The connection, or that there is none, is now to be seen by all threads."""
+        self._greeter = None
+
     def has_no_connection(self) -> bool:
-        """Whether the loss of the last one has been told, and there is none yet."""
-        return self.fileno() < 0 and not self._is_closed()
+        """Whether the last one has ended, and there is none yet."""
+        connection = self._connection
+        ended = self.fileno() < 0 or (connection is not None and connection.close_is_due)
+        return ended and not self._closed
 
     # There need not have been a loss: on_connect may have failed.
     _is_gone = has_no_connection
 
-    def come_back(self) -> None:
-        """Dials, where there is no connection."""
-        if self._redial is not None and self.has_no_connection():
+    def wait_for_calls(self) -> None:
+        """Until the calls that are under way in other threads have come back, and the descriptor is
+        closed: they must not go on with the next connection."""
+        for _ in range(round(_PATIENCE / _LOOK)):
+            with self._changing:
+                if self._changing.wait_for(lambda: not self._calls and self.fileno() < 0, _LOOK):
+                    return
+        raise ConnectionError(
+            "calls in other threads do not let go of the connection that was lost"
+        )
+
+    def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls a method that reads or writes, on one connection from beginning to end."""
+        if self._is_inside():
+            return method(*args, **kwargs)
+        visit = Visit()
+        while not self._enter(visit):
+            assert self._redial is not None
             self._redial(self)
+        return self._work(visit, method, args, kwargs)
+
+    def call_on(self, connection: Connection | None, method: Callable[..., Any], *args: Any) -> Any:
+        """The same on *connection* only. Raises BrokenPipeError when that is over."""
+        if self._is_inside():
+            return method(*args)
+        visit = Visit()
+        with self._changing:
+            if self._connection is not connection or self.fileno() < 0 or self.has_no_connection():
+                raise broken_pipe()
+            self._calls.add(visit)
+        return self._work(visit, method, args, {})
+
+    def _is_inside(self) -> bool:
+        """Whether one of these calls is under way in this thread: sendfile calls send."""
+        return getattr(self._at_work, "inside", False) or self._redial is None
+
+    def _enter(self, visit: Visit) -> bool:
+        """False: there is no connection, or on_connect still has it."""
+        with self._changing:
+            mine = self._greeter == threading.get_ident()
+            if not mine and (self._greeter is not None or self.has_no_connection()):
+                return False
+            self._calls.add(visit)
+            return True
+
+    def _work(
+        self, visit: Visit, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        self._at_work.inside = True
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self._at_work.inside = False
+            with self._changing:
+                self._calls.discard(visit)
+                self._changing.notify_all()
 
     def makefile(self, *args: Any, **kwargs: Any) -> Any:
         """As in the standard library. The file belongs to this connection, not to the next."""
-        self.come_back()
-        this: Any = _ThisConnection(self)
+        return self.call(self._make_file, *args, **kwargs)
+
+    def _make_file(self, *args: Any, **kwargs: Any) -> Any:
+        # Of a closed socket the standard library makes files, too: they give EBADF.
+        this: Any = self if self._closed and self.fileno() < 0 else _ThisConnection(self)
         return socket.socket.makefile(this, *args, **kwargs)
 
     def setsockopt(self, *args: Any) -> None:
         """setsockopt(2), on this connection and on those to come."""
-        if not self._is_gone():
+        if not self.has_no_connection():
             super().setsockopt(*args)
         self._options[args[:2]] = args
 
@@ -123,22 +209,23 @@ class _ThisConnection:
         self._sock = sock
         self._connection = sock._connection
 
-    def _is_over(self) -> bool:
-        return self._sock._is_gone() or self._sock._connection is not self._connection
-
     def recv_into(self, buffer: Buffer) -> int:
-        return 0 if self._is_over() else self._sock.recv_into(buffer)
+        try:
+            count: int = self._sock.call_on(self._connection, self._sock.recv_into, buffer)
+        except BrokenPipeError:
+            return 0
+        return count
 
     def send(self, data: Buffer) -> int:
-        if self._is_over():
-            raise broken_pipe()
-        return self._sock.send(data)
+        count: int = self._sock.call_on(self._connection, self._sock.send, data)
+        return count
 
     def fileno(self) -> int:
-        return -1 if self._is_over() else self._sock.fileno()
+        return self._sock.fileno() if self._sock._connection is self._connection else -1
 
     def _decref_socketios(self) -> None:
-        self._sock._decref_socketios()  # type: ignore[attr-defined]
+        if self._sock._connection is self._connection:
+            self._sock._decref_socketios()  # type: ignore[attr-defined]
 
     @property
     def _io_refs(self) -> int:
@@ -150,13 +237,11 @@ class _ThisConnection:
 
 
 def dials_before(cls: type[SafeSocket], name: str) -> None:
-    """Makes this method of *cls* dial first, where the connection has been lost."""
-    method = getattr(cls, name)
+    """Makes this method, which *cls* inherits, dial first where there is no connection."""
 
-    @functools.wraps(method)
+    @functools.wraps(getattr(cls, name))
     def call(self: ReconnectingSocket, *args: Any, **kwargs: Any) -> Any:
-        self.come_back()
-        return method(self, *args, **kwargs)
+        return self.call(getattr(super(cls, self), name), *args, **kwargs)
 
     setattr(cls, name, call)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 import time
 
 from safesock import _kernel, _watch
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 
+# The peer of the connection that an SSLSocket is being made of, in this thread.
+_making = threading.local()
+
+
 def secure(context: ssl.SSLContext, policy: Policy | None = None) -> ssl.SSLContext:
     """Makes `context.wrap_socket` give a `SafeSSLSocket`. Changes *context* and returns it.
 
@@ -42,11 +47,14 @@ def secure(context: ssl.SSLContext, policy: Policy | None = None) -> ssl.SSLCont
     return context
 
 
-def start_tls(
+def before_handshake(
     sock: SafeSocket, context: ssl.SSLContext, server_hostname: str | None
 ) -> SafeSSLSocket:
-    """The handshake on a connected socket, with a context that `secure` need not have changed."""
-    return SafeSSLSocket._create(sock, context=context, server_hostname=server_hostname)
+    """A connected socket goes over to TLS, with a context that `secure` need not have changed. The
+    handshake is still to be done."""
+    return SafeSSLSocket._create(
+        sock, context=context, server_hostname=server_hostname, do_handshake_on_connect=False
+    )
 
 
 class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
@@ -88,10 +96,14 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
             # The kernel calls it unconnected, and ssl would put off the handshake.
             sock.close()
             raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection was lost before the handshake")
-        # The handshake waits until the connection is governed, as it may be lost in it.
-        self: Self = super()._create(  # type: ignore[misc]
-            sock, server_side, False, suppress_ragged_eofs, server_hostname, context, session
-        )
+        _making.peer = connection and connection.peer
+        try:
+            # The handshake waits until the connection is governed, as it may be lost in it.
+            self: Self = super()._create(  # type: ignore[misc]
+                sock, server_side, False, suppress_ragged_eofs, server_hostname, context, session
+            )
+        finally:
+            _making.peer = None
         self.do_handshake_on_connect = do_handshake_on_connect
         self._policy = policy
         try:
@@ -107,6 +119,12 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
             self.close()
             raise
         return self
+
+    def getpeername(self) -> Any:
+        """getpeername(2), which the kernel refuses once a connection has ended."""
+        # By it ssl decides whether there is a connection to speak TLS on: that one which was made
+        # has been reset meanwhile is for the handshake to tell.
+        return getattr(_making, "peer", None) or super().getpeername()
 
     def do_handshake(self, block: bool = False) -> None:
         """As `ssl.SSLSocket.do_handshake`; the connection may be lost in it."""
