@@ -32,7 +32,24 @@ class Namespace:
         return self
 
     def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._etc, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._etc.parent.rmdir()  # Unless others are in it.
         _run("ip", "netns", "delete", self.name)
+
+    @property
+    def _etc(self) -> Path:
+        return Path("/etc/netns", self.name)
+
+    def etc(self, files: dict[str, str]) -> None:
+        """Files of its own in /etc, for what `python` runs."""
+        self._etc.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (self._etc / name).write_text(text, encoding="ascii")
+
+    def python(self, text: str, *arguments: str) -> list[str]:
+        """The command for a Python program in it."""
+        return ["ip", "netns", "exec", self.name, sys.executable, "-c", text, *arguments]
 
     def ip(self, *commands: str) -> None:
         """Runs commands of ip(8) in it."""
@@ -126,6 +143,23 @@ class Network:
     def pull_the_cable(self) -> None:
         self.service.ip("link set eth0 down")
 
+    def plug_the_cable_in(self) -> None:
+        self.service.ip(
+            "link set eth0 up",
+            f"neighbour replace {CLIENT} lladdr {_CLIENT_MAC} dev eth0 nud permanent",
+        )
+
+    def take_the_link_down(self) -> None:
+        """The client's own: its routes are gone."""
+        self.client.ip("link set eth0 down")
+
+    def bring_the_link_up(self) -> None:
+        self.client.ip(
+            "link set eth0 up",
+            f"neighbour replace {ROUTER} lladdr {_ROUTER_MAC} dev eth0 nud permanent",
+            f"route replace {SERVICE} via {ROUTER}",
+        )
+
     def deafen_the_client(self) -> None:
         """What the service sends does not leave its host."""
         self.service.ip(f"route add blackhole {CLIENT}/32")
@@ -168,6 +202,7 @@ def _remove_those_of_the_dead() -> None:
     """What a process left that was killed."""
     for path in Path("/run/netns").glob("safesock-*-*"):
         if not Path("/proc", path.name.split("-")[1]).exists():
+            shutil.rmtree(f"/etc/netns/{path.name}", ignore_errors=True)
             _run("ip", "netns", "delete", path.name)
 
 
