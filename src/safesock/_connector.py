@@ -11,7 +11,7 @@ import weakref
 
 import tenacity
 
-from safesock._dial import Dialler, end
+from safesock._dial import Dialler, end, hurry
 from safesock._loss import Cause
 from safesock._policy import Abort, Policy, policy_or_default, seconds_in
 from safesock._reconnect import DEFAULT, Reconnect, Recovery
@@ -214,13 +214,14 @@ class Connector:
             sock = self._dialler.dial(until)
             if into is None:
                 sock.settimeout(socket.getdefaulttimeout())
-                with self._dialler.working_on(sock):
+                with self._dialler.working_on(sock, until):
                     return self._introduce(sock, until)
             into.take_over(sock)
             try:
                 return self._introduce(into, until)
             except BaseException:
                 if into._connection is not None:
+                    hurry(into, until)
                     into._end_connection()
                 raise
             finally:
@@ -297,8 +298,7 @@ def _cut(ref: weakref.ref[SafeSocket]) -> None:
     sock = ref()
     if sock is None or sock._connection is None:
         return  # It has been closed, or given away.
-    if sock._connection.may_block():
-        sock._close_by(Abort())  # The time is up: nothing is waited for.
+    hurry(sock, time.monotonic())
     sock._lose(Cause.ABORTED, None)
     sock._end_connection()
 

@@ -9,7 +9,7 @@ import time
 from safesock import _kernel
 from safesock._budget import PortWait
 from safesock._open import connect_from
-from safesock._policy import Policy
+from safesock._policy import Policy, mode_within
 from safesock._reconnect import is_hopeless
 from safesock._resolve import resolve
 from safesock._socket import SafeSocket
@@ -25,6 +25,12 @@ def end(sock: SafeSocket) -> None:
     """Closes it, also where files of it are open."""
     sock._io_refs = 0
     sock.close()
+
+
+def hurry(sock: SafeSocket, until: float) -> None:
+    """Before the close of an attempt that has failed: it is not to outlast the deadline."""
+    if sock._connection is not None and sock._connection.may_block():
+        sock._close_by(mode_within(sock.policy.close, until - time.monotonic()))
 
 
 class Dialler:
@@ -73,13 +79,14 @@ class Dialler:
             failures.clear()  # Their tracebacks hold this frame: a reference cycle.
 
     @contextlib.contextmanager
-    def working_on(self, sock: SafeSocket) -> Iterator[None]:
+    def working_on(self, sock: SafeSocket, until: float) -> Iterator[None]:
         """While *sock* is in the making; it is closed when that fails."""
         self._under_way = sock
         try:
             self._refuse_if_closed()
             yield
         except BaseException:
+            hurry(sock, until)
             end(sock)
             raise
         finally:
@@ -89,8 +96,12 @@ class Dialler:
         """From another thread, once the connector is closed: wakes the one that is dialling."""
         sock = self._under_way
         connection = sock._connection if sock is not None else None
-        if sock is not None and (connection is None or not connection.is_elsewhere()):
-            _kernel.shutdown(sock, socket.SHUT_RDWR)
+        if sock is None or connection is None or connection.is_elsewhere():
+            return
+        if connection.peer is None:
+            _kernel.shutdown(sock, socket.SHUT_RDWR)  # close(2) does not wake connect(2).
+        else:
+            end(sock)
 
     def seconds_for_one(self, until: float) -> float:
         """What the timeout and *until* leave for the next step. Raises TimeoutError for nothing."""
@@ -105,10 +116,10 @@ class Dialler:
             return sock
         from safesock._tls import before_handshake
 
-        with self.working_on(sock):
+        with self.working_on(sock, until):
             sock.settimeout(self.seconds_for_one(until))
             tls = before_handshake(sock, self.ssl_context, self._server_hostname)
-        with self.working_on(tls):
+        with self.working_on(tls, until):
             tls.do_handshake()
         return tls
 
@@ -126,7 +137,7 @@ class Dialler:
 
     def _connect_now(self, made: tuple[int, int, int], sockaddr: Any, until: float) -> SafeSocket:
         sock = SafeSocket(*made, policy=self.policy)
-        with self.working_on(sock):
+        with self.working_on(sock, until):
             sock.settimeout(self.seconds_for_one(until))
             connect_from(sock, self.local_address, sockaddr)
         return sock

@@ -191,6 +191,14 @@ def mode_by_linger(mode: CloseMode, on: bool, seconds: int) -> CloseMode:
     return Linger(seconds if 0 < seconds < MOST_WHOLE_SECONDS else MOST_WHOLE_SECONDS)
 
 
+def mode_within(mode: CloseMode, seconds: float) -> CloseMode:
+    """The close mode of somebody who had *mode*, and has no more than *seconds*."""
+    if isinstance(mode, Drain):
+        return Drain(min(mode.timeout, max(seconds, 0.0)))
+    # The kernel goes on in the background either way.
+    return Graceful() if isinstance(mode, Linger) and mode.seconds > seconds else mode
+
+
 def policy_or_default(policy: Policy | None) -> Policy:
     """What a parameter `policy` means. Raises TypeError for what is no policy."""
     if policy is None:

@@ -40,7 +40,7 @@ class _DefaultWait(tenacity.wait_random_exponential):
     """Exponential backoff with full jitter. Pickled and copied as the one that there is."""
 
     def __init__(self) -> None:
-        super().__init__(multiplier=1, max=16)
+        super().__init__(multiplier=2, max=30)
 
     def __repr__(self) -> str:
         return f"wait_random_exponential(multiplier={self.multiplier:g}, max={self.max:g})"
@@ -74,7 +74,7 @@ class Reconnect(Value):
         of an outage together, and cuts the attempt that is under way. There is no wait that ends
         after it: where the next attempt would begin too late, it is over at once.
     wait: the seconds between two attempts, a tenacity wait strategy. The default is exponential
-        backoff with full jitter: a random time from 0 to 1, 2, 4, 8, and then 16 seconds.
+        backoff with full jitter: a random time from 0 to 2, 4, 8, 16, and then 30 seconds.
     retry: which failures are worth another attempt, a tenacity retry strategy. The default: all
         but a certificate that does not verify. KeyboardInterrupt and the like never are.
     stable_after: seconds that a connection must have lived for the outage to be over. Only this,
