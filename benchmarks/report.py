@@ -14,10 +14,13 @@ class Row:
     bar: float
     unit: str
     note: str = ""
+    at_least: bool = False  # The bar is the least there may be, not the most.
 
     def __str__(self) -> str:
-        verdict = "reached" if self.figure <= self.bar else "NOT reached"
-        figures = f"{self.figure:8.3f} {self.unit:5} (bar {self.bar:g}: {verdict})"
+        reached = self.figure >= self.bar if self.at_least else self.figure <= self.bar
+        side = "at least" if self.at_least else "at most"
+        verdict = "reached" if reached else "NOT reached"
+        figures = f"{self.figure:8.3f} {self.unit:5} (bar {side} {self.bar:g}: {verdict})"
         return f"{self.what:<52} {figures}{'  ' if self.note else ''}{self.note}"
 
 

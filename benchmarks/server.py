@@ -1,6 +1,7 @@
 """A server in a process of its own, so that its work is not counted as a client's.
 
-`echo` answers what it gets; `hold` accepts and keeps, and closes all at the first byte on stdin.
+`echo` answers what it gets; `hold` accepts and keeps, and closes all at the first byte on stdin;
+`drop` accepts and closes.
 """
 
 from __future__ import annotations
@@ -68,9 +69,15 @@ def _hold(listener: socket.socket) -> None:
     sys.stdin.read()
 
 
+def _drop(listener: socket.socket) -> None:
+    while True:
+        sock, _ = listener.accept()
+        sock.close()
+
+
 if __name__ == "__main__":
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
         print(server.getsockname()[1], flush=True)
-        {"echo": _echo, "hold": _hold}[sys.argv[1]](server)
+        {"echo": _echo, "hold": _hold, "drop": _drop}[sys.argv[1]](server)

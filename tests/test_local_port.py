@@ -815,3 +815,15 @@ def test_iteration_resets_each_connection_but_the_last(peer: Peer, port: int) ->
             if len(ends) == 3:
                 break
     assert [end.read_to_end() for end in ends] == [(b"", RESET), (b"", RESET), (b"", EOF)]
+
+
+def test_a_connection_with_itself_is_none() -> None:
+    """The local port is that of the peer, where nobody listens: TCP lets the two ends be one."""
+    here = HOST, random.randrange(10000, 30000)
+    reconnect = Reconnect(attempts=2, wait=tenacity.wait_none())
+    with (
+        Connector(here, local_address=here, reconnect=reconnect) as connector,
+        pytest.raises(ReconnectError) as caught,
+    ):
+        connector.connect()
+    assert [type(error) for error in caught.value.attempts] == [ConnectionRefusedError] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import time
 
@@ -140,4 +141,7 @@ class Dialler:
         with self.working_on(sock, until):
             sock.settimeout(self.seconds_for_one(until))
             connect_from(sock, self.local_address, sockaddr)
+            if _kernel.local_name(sock) == _kernel.peer_name(sock):
+                # A simultaneous open (RFC 9293, 3.5): its SYN met itself, as nobody listens there.
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
         return sock
