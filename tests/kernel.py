@@ -37,18 +37,21 @@ def _address(text: str) -> tuple[str, int]:
     return str(ipaddress.ip_address(raw)), int(port, 16)
 
 
-def connections(port: int | None = None) -> dict[tuple[tuple[str, int], tuple[str, int]], str]:
+def connections(
+    port: int | None = None, peer_port: int | None = None
+) -> dict[tuple[tuple[str, int], tuple[str, int]], str]:
     """The state of every TCP connection of this network namespace, by local and peer address.
 
-    *port*: only those from this local port, which is much quicker where there are thousands.
+    *port*, *peer_port*: only those with this local port, or with this port of the peer's, which is
+    much quicker where there are thousands.
     """
     found = {}
-    ending = "" if port is None else f":{port:04X}"
+    ending, peer_ending = ("" if one is None else f":{one:04X}" for one in (port, peer_port))
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         with open(table, encoding="ascii") as lines:
             for line in list(lines)[1:]:
                 fields = line.split()
-                if fields[1].endswith(ending):
+                if fields[1].endswith(ending) and fields[2].endswith(peer_ending):
                     found[_address(fields[1]), _address(fields[2])] = STATES[int(fields[3], 16)]
     return found
 

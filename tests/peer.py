@@ -68,12 +68,13 @@ class Peer:
         family: int = socket.AF_INET,
         receive_buffer: int | None = None,
         host: str | None = None,
+        port: int = 0,
     ) -> None:
         host = host or ("127.0.0.1" if family == socket.AF_INET else "::1")
         self.listener = socket.socket(family, socket.SOCK_STREAM)
         if receive_buffer is not None:  # Before the connection: it decides the window.
             self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.listener.bind((host, 0))
+        self.listener.bind((host, port))
         self.listener.listen(128)
         self.listener.settimeout(TIMEOUT)
         self.ends: list[PeerEnd] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import threading
 import time
 import weakref
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _numbers = itertools.count(1)
+# How long, in seconds, and how often the watcher is waited for.
+_MOMENT, _MOMENTS = 0.0001, 1000
 
 
 class Visit:
@@ -53,6 +56,7 @@ class Connection:
         "released",
         "forgiven",
         "visits",
+        "stepping_in",
         "close_is_due",
     )
 
@@ -75,6 +79,8 @@ class Connection:
         # Bytes of the one send that seemed to succeed after `release`.
         self.forgiven: int | None = None
         self.visits: list[weakref.ref[Visit]] = []
+        # The thread of the watcher, while it is at work with it.
+        self.stepping_in: int | None = None
         self.close_is_due = False
 
     def begins(self, address: Any) -> None:
@@ -118,11 +124,18 @@ class Connection:
     ) -> dict[str, Any] | None:
         """Records the loss, once, and gives what it has recorded. *decrypted*: bytes that TLS holds
         for the owner."""
-        if self.loss is not None:
+        if self.is_lost():
             return None
         end = self._end(sock, cause, error, decrypted)
-        self.loss = Loss(**end)
+        loss = Loss(**end)
+        if self.loss is not None:
+            return None  # Another thread has been quicker.
+        self.loss = loss
         return end
+
+    def is_lost(self) -> bool:
+        """Whether there is a record of a loss."""
+        return self.loss is not None
 
     def release(self, sock: Raw) -> bool:
         """Ends the connection and leaves the descriptor and what is unread to the owner."""
@@ -143,10 +156,12 @@ class Connection:
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it cannot be done yet."""
         visit = self.enter()
+        self.stepping_in = threading.get_ident()
         try:
             return self._step_in(sock, decrypted)
         finally:
             self.leave(sock, visit)
+            self.stepping_in = None
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
@@ -158,9 +173,17 @@ class Connection:
         self.untold = error
         cause = (error and cause_of(error)) or Cause.FIN
         self.lose(sock, cause, error, decrypted)
-        if self.policy.on_loss != "keep" and not self.release(sock):
+        mine = self.loss
+        if self.policy.on_loss == "keep":
+            return True
+        if not self.release(sock):
             self.loss = before
             return False
+        if mine is not None and not isinstance(self.policy.close, Abort):
+            # With what the owner's send has accepted since then; now it accepts no more.
+            sent, unacknowledged = self._counts(sock)
+            if self.loss is mine:
+                self.loss = mine.__replace__(sent=sent, unacknowledged=unacknowledged)
         return True
 
     def settle(self, sock: Raw) -> None:
@@ -188,7 +211,15 @@ class Connection:
         finally:
             self.report = self.report or report
             self.close_is_due = True
+            self._let_the_watcher_pass()
             self.leave(sock, visit)
+
+    def _let_the_watcher_pass(self) -> None:
+        """The descriptor is to be closed when the caller goes on, and it takes a moment only."""
+        for _ in range(_MOMENTS):
+            if self.stepping_in in (None, threading.get_ident()) or self.is_elsewhere():
+                break
+            time.sleep(_MOMENT)
 
     def enter(self) -> Visit:
         """Before the number of the descriptor is used."""
@@ -268,7 +299,7 @@ class Connection:
         if self.ended is None:
             # The peer's FIN may have come long before anybody noticed.
             self.ended = time.monotonic() - _kernel.age_of_close_wait(sock)
-        sent, unacknowledged = _kernel.counts(sock, syn=self.syn, fin_sent=self.fin_sent)
+        sent, unacknowledged = self._counts(sock)
         return {
             "cause": cause,
             # Without the traceback, which would keep the owner's frames, and so the socket, alive.
@@ -277,10 +308,15 @@ class Connection:
             "peer": self.peer,
             "connection": self.number,
             "lifetime": time.monotonic() - self.born,
-            "sent": _plus(sent, self.forgiven),
-            "unacknowledged": _plus(unacknowledged, self.forgiven),
+            "sent": sent,
+            "unacknowledged": unacknowledged,
             "unread": _plus(_kernel.unread(sock), decrypted),
         }
+
+    def _counts(self, sock: Raw) -> tuple[int | None, int | None]:
+        """The bytes sent, and those that were not acknowledged."""
+        sent, unacknowledged = _kernel.counts(sock, syn=self.syn, fin_sent=self.fin_sent)
+        return _plus(sent, self.forgiven), _plus(unacknowledged, self.forgiven)
 
 
 def _plus(count: int | None, more: int | None) -> int | None:

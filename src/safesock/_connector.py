@@ -193,12 +193,15 @@ class Connector:
             if self._dialling:
                 raise RuntimeError("on_connect cannot connect by its own connector")
             self._recovery.refuse_if_closed()
-            if into is None:
-                self._end_last(abort=self._aborts)
+            if not self._aborts:
+                self._end_last(abort=False)
             self._dialling = True
             try:
                 with self._recovery.wanted():
                     return self._retrying(self._attempt, into)
+            except BaseException:
+                self._end_last(abort=False)
+                raise
             finally:
                 self._dialling = False
 
@@ -211,6 +214,7 @@ class Connector:
 
     def _attempt(self, into: ReconnectingSocket | None) -> SafeSocket:
         with self._recovery.attempt() as until:
+            self._end_last(abort=self._aborts)  # Now the port is needed.
             sock = self._dialler.dial(until)
             if into is None:
                 sock.settimeout(socket.getdefaulttimeout())
@@ -263,7 +267,7 @@ class Connector:
     def _end_last(self, *, abort: bool) -> None:
         sock = self._last() if self._last is not None else None
         connection = sock._connection if sock is not None else None
-        if sock is None or (connection is not None and connection.close_is_due and sock._closed):
+        if sock is None or (connection is not None and connection.close_is_due):
             return
         if abort and connection is not None and not connection.is_elsewhere():
             sock._close_by(Abort())
@@ -290,6 +294,7 @@ def _cut_at(until: float, sock: SafeSocket) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
+        timer.join()  # If it is at it, the connection has ended when this is done.
     if time.monotonic() >= until:
         raise TimeoutError(_CUT)
 

@@ -12,7 +12,7 @@ from safesock._budget import PortWait
 from safesock._open import connect_from
 from safesock._policy import Policy, mode_within
 from safesock._reconnect import is_hopeless
-from safesock._resolve import resolve
+from safesock._resolve import numeric, resolve
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
@@ -57,13 +57,14 @@ class Dialler:
         self._sleep = sleep
         self._refuse_if_closed = refuse_if_closed
         self._under_way: SafeSocket | None = None
+        self._numeric = numeric(address)
 
     def dial(self, until: float) -> SafeSocket:
         """A connection, made before *until*. Raises what the last address gave, or a certificate
         that did not verify, with notes of the others."""
         failures: list[OSError] = []
         try:
-            for made, sockaddr in resolve(self.address, until):
+            for made, sockaddr in self._numeric or resolve(self.address, until):
                 try:
                     return self._dial_one(made, sockaddr, until)
                 except OSError as error:

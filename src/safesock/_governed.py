@@ -377,6 +377,10 @@ class GovernedSocket(socket.socket):
         """Whether the owner has closed it, and all its files."""
         return self._closed and self._io_refs <= 0
 
+    def _was_aborted(self, error: OSError) -> bool:
+        """Whether its owner has aborted it, in another thread, while this one waited."""
+        return self._is_closed() and isinstance(error, (BrokenPipeError, ConnectionResetError))
+
     def _is_gone(self) -> bool:
         """Whether the loss has been told and the descriptor closed, but not yet by the owner."""
         return self.fileno() < 0 and self.loss is not None and not self._is_closed()

@@ -46,6 +46,7 @@ Raw = _socket.socket
 # What a connect that goes on in the background answers (EWOULDBLOCK on Windows).
 CONNECT_GOES_ON = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR, errno.EWOULDBLOCK})
 
+_LOOKS = 8
 _DONTWAIT = getattr(_socket, "MSG_DONTWAIT", 0)
 _LINGER = struct.Struct("HH" if sys.platform == "win32" else "ii")
 _TCP_INFO_SIZE = 256
@@ -170,8 +171,7 @@ def counts(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | No
     *syn*: 1 where our SYN is counted, see `control_bytes`. *fin_sent*: our FIN has been sent, for
     the state CLOSE, which does not show it; it counts as a byte, too.
     """
-    info = _tcp_info(sock)
-    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
+    info, queued = _tcp_info_and_queue(sock)
     if queued is None or not info:
         return None, None
     fin = fin_sent or info[0] in _OUR_FIN_OPEN or info[0] in _OUR_FIN_DONE
@@ -323,9 +323,11 @@ def disconnect(sock: Raw) -> bool:
     connect = _load_connect()
     if connect is None:
         return False
-    # SHUT_RD first wakes those who wait in recv, on every kernel; it puts nothing on the wire.
+    done = connect(sock.fileno()) == 0
+    # It wakes those who wait in recv, on every kernel, and puts nothing on the wire; but not first,
+    # as OpenSSL answers the end of file with an alert. Some kernels want it first (EBUSY).
     shutdown(sock, _socket.SHUT_RD)
-    return connect(sock.fileno()) == 0
+    return done or connect(sock.fileno()) == 0
 
 
 def reset_keeping_input(sock: Raw) -> bool:
@@ -362,6 +364,18 @@ def _tcp_info(sock: Raw) -> bytes:
         return Raw.getsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_INFO, _TCP_INFO_SIZE)
     except OSError:
         return b""
+
+
+def _tcp_info_and_queue(sock: Raw) -> tuple[bytes, int | None]:
+    """TCP_INFO and SIOCOUTQ of one moment, as far as can be: no acknowledgement or FIN between."""
+    info = _tcp_info(sock)
+    queued = None
+    for _ in range(_LOOKS if LINUX else 0):
+        queued = _queue(sock, "TIOCOUTQ")
+        before, info = info, _tcp_info(sock)
+        if not info or (before[0], _bytes_acked(before)) == (info[0], _bytes_acked(info)):
+            break
+    return info, queued
 
 
 def _bytes_acked(info: bytes) -> int:

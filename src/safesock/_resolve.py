@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     Resolved: TypeAlias = tuple[tuple[int, int, int], tuple[Any, ...]]
 
 
+def numeric(address: tuple[Any, ...]) -> list[Resolved]:
+    """The address of *address*, if that needs no resolver; else nothing."""
+    host, port = address[:2]
+    try:
+        return _ask(host, port, socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        return []
+
+
 def resolve(address: tuple[Any, ...], until: float) -> list[Resolved]:
     """The TCP addresses of *address*, a pair of host and port, in the system's order.
 
@@ -22,11 +31,6 @@ def resolve(address: tuple[Any, ...], until: float) -> list[Resolved]:
     for the system's resolver is then left to it: it ends when the resolver gives up.
     """
     host, port = address[:2]
-    try:
-        return _ask(host, port, socket.AI_NUMERICHOST)
-    except socket.gaierror as error:
-        if error.errno != socket.EAI_NONAME:
-            raise
     answers: queue.SimpleQueue[list[Resolved] | Exception] = queue.SimpleQueue()
 
     def work() -> None:

@@ -141,8 +141,8 @@ class SafeSocket(GovernedSocket):
         loss, or the watcher has ended a connection that the peer had closed."""
         if self._is_gone():
             return True
-        if self._is_closed() and isinstance(error, BrokenPipeError):
-            return True  # Its owner has aborted it, in another thread, while this one waited.
+        if self._was_aborted(error):
+            return True
         self._failed(error)
         connection = self._connection
         return connection is not None and connection.was_ended_here(self._cause(error))

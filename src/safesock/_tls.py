@@ -147,7 +147,8 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
                 self._read_to_end()
         except OSError as error:
             self._failed(error)
-            if not (isinstance(error, ssl.SSLEOFError) and self.suppress_ragged_eofs):
+            ragged = isinstance(error, ssl.SSLEOFError) and self.suppress_ragged_eofs
+            if not ragged and not self._was_aborted(error):
                 raise
             return b"" if buffer is None else 0
         return answer
