@@ -52,7 +52,14 @@ class Ended(NamedTuple):
 class Command:
     """A running command, which knows its own processes by a mark in their environment."""
 
-    def __init__(self, command: list[str], stdout: int, stderr: int, **environment: str) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        stdout: int,
+        stderr: int,
+        stdin: int | None = None,
+        **environment: str,
+    ) -> None:
         self._mark = f"SAFESOCK_TEST={uuid.uuid4()}"
         kept = {
             name: value
@@ -61,9 +68,12 @@ class Command:
             and not name.startswith("PYTEST")
         }
         name, _, value = self._mark.partition("=")
+        if stdin is None:
+            stdin = subprocess.DEVNULL if stdout == PIPE else stdout
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL if stdout == PIPE else stdout,
+            bufsize=0,
+            stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             env=kept | environment | {name: value, "PYTHONUNBUFFERED": ""},
@@ -76,6 +86,38 @@ class Command:
         while text not in line:
             line = self.process.stdout.readline()
             assert line, "its output ended"
+
+    def say(self, data: bytes) -> None:
+        """To its stdin, a pipe."""
+        assert self.process.stdin is not None
+        left = memoryview(data)
+        while left:
+            left = left[self.process.stdin.write(left) :]
+
+    def end_input(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.stdin = None
+
+    def read(self, count: int) -> bytes:
+        """Exactly so many bytes of its output."""
+        assert self.process.stdout is not None
+        data = b""
+        while len(data) < count:
+            assert select.select([self.process.stdout], [], [], TIMEOUT)[0], "no more output"
+            part = os.read(self.process.stdout.fileno(), count - len(data))
+            assert part, f"its output ended after {data[-100:]!r}"
+            data += part
+        return data
+
+    def read_errors_until(self, text: str) -> str:
+        """Through the line of its stderr that has *text*, which is returned."""
+        assert self.process.stderr is not None
+        line = ""
+        while text not in line:
+            line = self.process.stderr.readline().decode()
+            assert line, f"its stderr ended before {text!r}"
+        return line
 
     def stop_reading(self) -> None:
         assert self.process.stdout is not None
@@ -101,10 +143,14 @@ class Command:
 
 @contextlib.contextmanager
 def running(
-    command: list[str], stdout: int = PIPE, stderr: int = PIPE, **environment: str
+    command: list[str],
+    stdout: int = PIPE,
+    stderr: int = PIPE,
+    stdin: int | None = None,
+    **environment: str,
 ) -> Iterator[Command]:
     """With its output in pipes, unless told otherwise; no process is left."""
-    one = Command(command, stdout, stderr, **environment)
+    one = Command(command, stdout, stderr, stdin, **environment)
     try:
         yield one
         one.leaves_no_process()
@@ -163,7 +209,7 @@ def in_terminal(command: list[str], columns: int = 80, **environment: str) -> It
     try:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         wrapped = [sys.executable, "-c", _IN_TERMINAL, *command]
-        with running(wrapped, slave, slave, **environment) as one:
+        with running(wrapped, slave, slave, slave, **environment) as one:
             os.close(slave)
             yield Terminal(master, one)
     finally:

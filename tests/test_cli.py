@@ -22,10 +22,14 @@ def test_the_version_is_the_packages() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--help"], ["usage: safesock [-h]", "demo "]),
+        (["--help"], ["usage: safesock [-h]", "demo ", "connect "]),
         (
             ["demo", "--help"],
             ["usage: safesock demo [-h]", "exit status: 0 if", "NO_COLOR", "TERM"],
+        ),
+        (
+            ["connect", "--help"],
+            ["usage: safesock connect [-h]", "exit status:", "SSL_CERT_FILE", "--local-port N"],
         ),
     ],
     ids=" ".join,
@@ -50,6 +54,63 @@ def test_wrong_arguments_are_one_line_and_status_2(arguments: list[str]) -> None
     assert "--help" in errors
     assert errors.count("\n") == 1
     assert errors.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "the following arguments are required: HOST:PORT"),
+        (["example.org"], "HOST:PORT takes a host and a port number: not 'example.org'"),
+        ([":80"], "HOST:PORT takes a host and a port number: not ':80'"),
+        (["[]:80"], "HOST:PORT takes a host and a port number: not '[]:80'"),
+        (["example.org:http"], "takes a host and a port number: not 'example.org:http'"),
+        (["example.org:²"], "takes a host and a port number: not 'example.org:²'"),
+        (["::1:80"], "HOST:PORT takes an IPv6 address, and no other, as [::1]:80: not '::1:80'"),
+        (["[localhost]:80"], "and no other, as [::1]:80: not '[localhost]:80'"),
+        (["a:0"], "address takes a port from 1 to 65535: not 0"),
+        (["a:65536"], "address takes a port from 1 to 65535: not 65536"),
+        (["a:1", "--local-port", "65536"], "takes a port from 0 to 65535: not 65536"),
+        (["a:1", "--local-port", "-1"], "takes a port from 0 to 65535: not -1"),
+        (["a:1", "--local-port", "http"], "--local-port takes a number: not 'http'"),
+        (["a:1", "--local-port", "1.0"], "--local-port takes a whole number: not '1.0'"),
+        (["a:1", "--attempts", "0"], "Reconnect(attempts) takes a whole number from 1 to "),
+        (["a:1", "--attempts", "1.5"], "Reconnect(attempts) takes a whole number from 1 to "),
+        (["a:1", "--attempts", "²"], "--attempts takes a number: not '²'"),
+        (["a:1", "--deadline", "0"], "Reconnect(deadline) takes seconds above 0: not 0"),
+        (["a:1", "--deadline", "inf"], "Reconnect(deadline) takes seconds from 0 to "),
+        (["a:1", "--deadline", ""], "--deadline takes a number: not ''"),
+        (["a:1", "--timeout", "nan"], "timeout takes seconds from 0 to 2147484: not nan"),
+        (["a:1", "--wait", "-1"], "--wait takes seconds from 0 to 2147484: not -1"),
+        (["a:1", "--close", "kill"], "--close takes graceful, drain, drain=SECONDS, linger, "),
+        (["a:1", "--close", "abort=1"], "--close takes graceful, drain, drain=SECONDS, linger, "),
+        (["a:1", "--close", "drain="], "--close takes a number: not ''"),
+        (["a:1", "--close", "drain=-1"], "Drain(timeout) takes seconds from 0 to "),
+        (["a:1", "--close", "linger=0"], "write Abort() if that is what you want"),
+        (["a:1", "--close", "linger=1.5"], "Linger(seconds) takes a whole number from 1 to "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_of_connect_are_one_line_and_status_2(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["connect", *arguments])
+    assert ended.value.code == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("safesock connect: error: ")
+    assert told in errors
+    assert errors.endswith(" (see safesock connect --help)\n")
+    assert errors.count("\n") == 1
+
+
+def test_the_defaults_of_connect_are_the_librarys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["connect", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    default = safesock.Reconnect()
+    assert f"(default: {default.attempts})" in text
+    assert f"--deadline SECONDS for one outage (default: {default.deadline:g})" in text
 
 
 def test_the_installed_command_is_main() -> None:

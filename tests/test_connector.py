@@ -482,7 +482,7 @@ def test_reconnect_error_comes_out_of_the_loop() -> None:
     assert type(lost) is ConnectionError
     assert [type(one) for one in refused] == [ConnectionRefusedError] * 2
     assert error.__cause__ is refused[-1]
-    assert "all 3 are used up" in str(error)
+    assert "the limit is 3" in str(error)
 
 
 def test_loop_can_be_begun_again_after_a_reconnect_error_and_confirm(peer: Peer) -> None:
@@ -759,7 +759,7 @@ def test_confirmation_is_not_for_the_attempt_after(peer: Peer) -> None:
     connector = to(peer, reconnect=budget(attempts=2), on_connect=greet)
     with connector, connector.connect() as sock:
         assert sock is greeted[1]
-        with pytest.raises(ReconnectError, match="all 2 are used up"):
+        with pytest.raises(ReconnectError, match="the limit is 2"):
             connector.connect()
 
 
@@ -1559,6 +1559,17 @@ def test_abort_previous_resets_what_the_peer_has_half_closed(peer: Peer) -> None
             assert end.read_to_end() == (b"", RESET)
 
 
+def test_abort_previous_resets_nothing_where_there_is_no_next(peer: Peer) -> None:
+    """The budget is used up: the port is not needed, and the policy holds."""
+    with fixed(peer, reconnect=budget(attempts=1)) as connector:
+        sock = connector.connect()
+        end = peer.accept()
+        with pytest.raises(ReconnectError):
+            connector.connect()
+        assert end.read_to_end() == (b"", EOF)
+        assert sock.fileno() == -1
+
+
 def close_the_socket(connector: Connector, sock: SafeSocket) -> None:
     del connector
     sock.close()
@@ -1655,7 +1666,7 @@ LOCAL_PAIR = 'local_address takes a pair of host and port, such as ("", 40000)'
         ({"reconnect": False}, TypeError, "reconnect takes a safesock.Reconnect or None"),
         ({"timeout": "10"}, TypeError, "timeout takes a number of seconds"),
         ({"timeout": True}, TypeError, "timeout takes a number of seconds"),
-        ({"timeout": 0}, ValueError, "timeout takes seconds above 0, or None"),
+        ({"timeout": 0}, ValueError, "timeout takes seconds above 0"),
         ({"timeout": -1}, ValueError, "timeout takes seconds"),
         ({"timeout": float("nan")}, ValueError, "timeout takes seconds"),
         ({"timeout": float("inf")}, ValueError, "timeout takes seconds"),

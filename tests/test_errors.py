@@ -44,7 +44,7 @@ def noted(error: Any, *notes: str) -> Any:
     return error
 
 
-def gave_up(*attempts: BaseException, reason: str = "all 8 are used up") -> ReconnectError:
+def gave_up(*attempts: BaseException, reason: str = "the limit is 8") -> ReconnectError:
     return ReconnectError(("plc.example", 502), attempts, reason)
 
 
@@ -226,7 +226,7 @@ def test_busy_is_an_os_error_with_its_number() -> None:
 @pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EADDRNOTAVAIL])
 def test_busy_is_made_of_the_system_s_refusal(number: int) -> None:
     system = OSError(number, os.strerror(number))
-    error = LocalPortBusyError.of(system, "connect", LOCAL, PEER, [WAITING])
+    error = LocalPortBusyError._of(system, "connect", LOCAL, PEER, [WAITING])
     assert type(error) is LocalPortBusyError
     assert (error.errno, error.strerror) == (number, os.strerror(number))
     assert (error.call, error.local, error.peer) == ("connect", LOCAL, PEER)
@@ -285,10 +285,10 @@ def test_the_kernel_s_refusal_is_pickled_with_the_process_that_holds_the_port(pe
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (gave_up(), "no connection to plc.example:502 after 0 attempts: all 8 are used up"),
+        (gave_up(), "no connection to plc.example:502 after 0 attempts: the limit is 8"),
         (
             gave_up(TimeoutError("timed out"), refused()),
-            "no connection to plc.example:502 after 2 attempts: all 8 are used up; "
+            "no connection to plc.example:502 after 2 attempts: the limit is 8; "
             "the last: ConnectionRefusedError: [Errno 111] Connection refused",
         ),
         (

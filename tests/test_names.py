@@ -42,7 +42,7 @@ from tenacity import wait_none
 threads = set()
 threading.setprofile(lambda *_: threads.add(threading.get_ident()))
 
-def act(address, reconnect, turns, local_address=None, authority=None, **options):
+def act(address, reconnect, turns, local_address=None, authority=None, closes=None, **options):
     if authority:
         options["ssl_context"] = ssl.create_default_context(cadata=authority)
     connector = Connector(
@@ -53,6 +53,8 @@ def act(address, reconnect, turns, local_address=None, authority=None, **options
         **options,
     )
     connections, attempts = [], []
+    if closes:
+        threading.Timer(closes, connector.close).start()
     begin = time.monotonic()
     with connector:
         try:
@@ -61,6 +63,8 @@ def act(address, reconnect, turns, local_address=None, authority=None, **options
                 connections.append([sock.getsockname()[:2], sock.getpeername()[:2]])
                 sock.settimeout(20)
                 assert sock.recv(1) == b""
+        except ConnectionAbortedError as error:
+            attempts.append(["closed", error.errno, []])
         except ReconnectError as error:
             for one in error.attempts:
                 notes = getattr(one, "__notes__", [])
@@ -460,6 +464,13 @@ def test_the_deadline_cuts_a_resolver_that_never_answers(host: Host, timeout: fl
     assert result.kinds == ["TimeoutError"]
     assert 0.3 <= result.seconds < 8
     assert host.names.asked[A] >= 1
+
+
+def test_close_wakes_whoever_waits_for_the_resolver(host: Host) -> None:
+    host.names.answers = {A: [SILENCE], AAAA: [SILENCE]}
+    result = host.connects(attempts=5, closes=0.2)
+    assert result.kinds == ["closed"]
+    assert result.seconds < 8
 
 
 @pytest.mark.campaign

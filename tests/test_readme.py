@@ -61,8 +61,8 @@ def test_every_line_is_true(closing_server: tuple[str, int], capsys: Any) -> Non
             names["sock"].close()
     printed = capsys.readouterr().out
     assert printed.count("hello yourself") == 5
-    assert printed.count("Cause.FIN 0") == 2
-    assert "after 2 attempts: all 2 are used up" in printed
+    assert printed.count("Loss(cause=<Cause.FIN: 'fin'>") == 3
+    assert "after 2 attempts: the limit is 2" in printed
     assert isinstance(names["loss"], safesock.Loss)
     assert plain.fileno() == -1
     client = names["Connection"](*closing_server, timeout=20)

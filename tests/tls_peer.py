@@ -75,6 +75,24 @@ class TlsEnd(PeerEnd):
             data += part
         return data
 
+    def handshake_and_say(self, data: bytes) -> None:
+        """In one segment with the end of the handshake."""
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._in.write(self.sock.recv(65536))
+            else:
+                return self.say(data)
+
+    def read_tls_to_end(self) -> bytes:
+        """All that comes before close_notify; an EOFError where there is none."""
+        data = bytearray()
+        while part := self._run(self.tls.read, 65536):
+            data += part
+        return bytes(data)
+
     def _run(self, call: Callable[..., Result], *arguments: object) -> Result:
         while True:
             try:

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from safesock._connector import Connector
     from safesock._reconnect import Reconnect
+    from safesock._reconnecting import ReconnectingSocket
     from safesock._tls import SafeSSLSocket, secure
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PortHolder",
     "Reconnect",
     "ReconnectError",
+    "ReconnectingSocket",
     "SafeSSLSocket",
     "SafeSocket",
     "create_connection",
@@ -48,6 +50,7 @@ if not TYPE_CHECKING:
     _LATER = {
         "Connector": "_connector",
         "Reconnect": "_reconnect",
+        "ReconnectingSocket": "_reconnecting",
         "SafeSSLSocket": "_tls",
         "secure": "_tls",
     }

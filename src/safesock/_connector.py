@@ -11,11 +11,13 @@ import weakref
 
 import tenacity
 
+from safesock import _forks
 from safesock._dial import Dialler, end, hurry
 from safesock._loss import Cause
-from safesock._policy import Abort, Policy, policy_or_default, seconds_in
-from safesock._reconnect import DEFAULT, Reconnect, Recovery
+from safesock._policy import Abort, Policy, policy_or_default
+from safesock._reconnect import DEFAULT, Reconnect, Recovery, positive
 from safesock._reconnecting import ReconnectingSocket
+from safesock._resolve import is_numeric
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
@@ -100,6 +102,7 @@ class Connector:
         # Weak: a connection that its owner drops ends at once.
         self._last: weakref.ref[SafeSocket] | None = None
         self._for_life: weakref.ref[ReconnectingSocket] | None = None
+        _forks.remember(self)
 
     def __repr__(self) -> str:
         sock = self._last() if self._last is not None else None
@@ -117,8 +120,8 @@ class Connector:
         return self._connect(None)
 
     def socket(self) -> SafeSocket:
-        """Connects, and gives one socket for life, a `ReconnectingSocket` (with TLS it is a
-        `SafeSSLSocket` as well).
+        """Connects, and gives one socket for life: see `ReconnectingSocket`. With TLS it is a
+        `SafeSSLSocket` as well.
 
         Raises as `connect`, and ValueError where the policy's on_loss is not "close".
         """
@@ -132,19 +135,30 @@ class Connector:
         kind = ReconnectingSocket
         if self._dialler.ssl_context is not None:
             from safesock._reconnecting_tls import ReconnectingSSLSocket as kind  # noqa: N813
-        sock = kind.unconnected(policy, self._redial, self._stop)
-        self._connect(sock)
+        sock = kind._unconnected(policy, self._redial, self._stop)
         self._for_life = weakref.ref(sock)
+        try:
+            self._connect(sock)
+        except BaseException:
+            self._for_life = None
+            raise
         return sock
 
     def confirm(self) -> None:
-        """Says that the connection is good, for instance once the peer has answered sensibly: the
-        outage is over, and the next one has all its attempts and its time."""
+        """Grants a new budget: all attempts, all the time, and the backoff from its beginning.
+
+        To be called when a connection has proved good, for instance once the peer has answered
+        sensibly; and after a `ReconnectError`, to try again later.
+        """
         self._recovery.confirm()
 
     def close(self) -> None:
-        """Ends the connection by its policy, for good. Whoever is in `connect`, in another thread,
-        gets ConnectionAbortedError; iteration ends."""
+        """Ends the connection by its policy, for good; from any thread, or a signal handler.
+
+        Whoever is in `connect` gets ConnectionAbortedError, and iteration ends. A read that is
+        under way in another thread gives b"" (there is no `loss` then); the one that a signal
+        handler has interrupted raises OSError (EBADF), as in the standard library.
+        """
         self._stop()
         self._end_last(abort=False)
 
@@ -166,6 +180,15 @@ class Connector:
         self.close()
 
     # What is behind it ---------------------------------------------------------------------------
+
+    def _after_fork(self) -> None:
+        """In the child: the parent's other threads are not here, and let go of no lock."""
+        self._lock = threading.RLock()
+        self._dialling = False
+        self._dialler.forget()
+        sock = self._for_life() if self._for_life is not None else None
+        if sock is not None:
+            sock._after_fork()
 
     def _stop(self) -> None:
         """There is no further connection."""
@@ -193,14 +216,15 @@ class Connector:
             if self._dialling:
                 raise RuntimeError("on_connect cannot connect by its own connector")
             self._recovery.refuse_if_closed()
-            if not self._aborts:
+            if not self._aborts and into is None:
                 self._end_last(abort=False)
             self._dialling = True
             try:
                 with self._recovery.wanted():
                     return self._retrying(self._attempt, into)
             except BaseException:
-                self._end_last(abort=False)
+                if into is None:
+                    self._end_last(abort=False)
                 raise
             finally:
                 self._dialling = False
@@ -208,20 +232,22 @@ class Connector:
     def _redial(self, sock: ReconnectingSocket) -> None:
         """For a call on the socket for life, which has lost its connection."""
         with self._lock:
-            if sock.has_no_connection():  # Else another thread has done it.
-                sock.wait_for_calls()
+            if sock._has_no_connection():  # Else another thread has done it.
                 self._connect(sock)
 
     def _attempt(self, into: ReconnectingSocket | None) -> SafeSocket:
         with self._recovery.attempt() as until:
-            self._end_last(abort=self._aborts)  # Now the port is needed.
+            if into is None:
+                self._end_last(abort=self._aborts)  # Now the port is needed.
+            else:
+                into._wait_for_calls(until)
             sock = self._dialler.dial(until)
             if into is None:
                 sock.settimeout(socket.getdefaulttimeout())
                 with self._dialler.working_on(sock, until):
                     return self._introduce(sock, until)
-            into.take_over(sock)
             try:
+                into._take_over(sock)
                 return self._introduce(into, until)
             except BaseException:
                 if into._connection is not None:
@@ -229,7 +255,7 @@ class Connector:
                     into._end_connection()
                 raise
             finally:
-                into.open_to_all()
+                into._open_to_all()
 
     def _introduce(self, sock: SafeSocket, until: float) -> SafeSocket:
         self._last = weakref.ref(sock)  # From here on, `close` ends it.
@@ -318,11 +344,14 @@ def _check(address: Any, local_address: Any, reconnect: Any, timeout: Any) -> No
     if not (isinstance(port, str) and port):  # The name of a service will do.
         _check_port("address", port, least=1)
     if local_address is not None:
-        _check_port("local_address", _pair("local_address", local_address, '("", 40000)')[1], 0)
+        local_host, local_port = _pair("local_address", local_address, '("", 40000)')
+        if local_host and not is_numeric(local_host):
+            raise ValueError(f"local_address takes an IP address of this host: not {local_host!r}")
+        _check_port("local_address", local_port, least=0)
     if reconnect is not None and not isinstance(reconnect, Reconnect):
         raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {reconnect!r}")
-    if timeout is not None and not seconds_in("timeout", timeout):
-        raise ValueError(f"timeout takes seconds above 0, or None: not {timeout!r}")
+    if timeout is not None:
+        positive("timeout", timeout)
 
 
 def _check_tls(ssl_context: Any, server_hostname: Any) -> None:

@@ -12,7 +12,7 @@ from safesock._budget import PortWait
 from safesock._open import connect_from
 from safesock._policy import Policy, mode_within
 from safesock._reconnect import is_hopeless
-from safesock._resolve import numeric, resolve
+from safesock._resolve import Answers, numeric, resolve
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
     from typing import Any
+
+    from safesock._resolve import Resolved
 
 
 def end(sock: SafeSocket) -> None:
@@ -58,13 +60,14 @@ class Dialler:
         self._refuse_if_closed = refuse_if_closed
         self._under_way: SafeSocket | None = None
         self._numeric = numeric(address)
+        self._answers = Answers()
 
     def dial(self, until: float) -> SafeSocket:
         """A connection, made before *until*. Raises what the last address gave, or a certificate
         that did not verify, with notes of the others."""
         failures: list[OSError] = []
         try:
-            for made, sockaddr in self._numeric or resolve(self.address, until):
+            for made, sockaddr in self._numeric or self._resolve(until):
                 try:
                     return self._dial_one(made, sockaddr, until)
                 except OSError as error:
@@ -80,6 +83,11 @@ class Dialler:
         finally:
             failures.clear()  # Their tracebacks hold this frame: a reference cycle.
 
+    def _resolve(self, until: float) -> list[Resolved]:
+        self._answers = Answers()
+        self._refuse_if_closed()
+        return resolve(self.address, until, self._answers)
+
     @contextlib.contextmanager
     def working_on(self, sock: SafeSocket, until: float) -> Iterator[None]:
         """While *sock* is in the making; it is closed when that fails."""
@@ -94,9 +102,14 @@ class Dialler:
         finally:
             self._under_way = None
 
+    def forget(self) -> None:
+        """In a forked child: what is under way is the parent's."""
+        self._under_way = None
+
     def interrupt(self) -> None:
         """From another thread, once the connector is closed: wakes the one that is dialling."""
         sock = self._under_way
+        self._answers.put(ConnectionAbortedError(errno.ECONNABORTED, "interrupted"))
         connection = sock._connection if sock is not None else None
         if sock is None or connection is None or connection.is_elsewhere():
             return

@@ -103,7 +103,7 @@ class LocalPortBusyError(OSError):
         self.holders = tuple(holders)
 
     @classmethod
-    def of(cls, error: OSError, *fields: Any) -> Self:
+    def _of(cls, error: OSError, *fields: Any) -> Self:
         """What the system's refusal comes to."""
         return cls(error.errno or 0, error.strerror or "", *fields)
 
@@ -140,7 +140,8 @@ class ReconnectError(ConnectionError):
     address: what could not be connected to.
     reason: why there was no further attempt, in words.
 
-    The last attempt's exception is its `__cause__`.
+    The last attempt's exception is its `__cause__`. The budget stays used up: to try again later,
+    call `Connector.confirm`, which grants a new one, or make a new connector.
     """
 
     def __init__(
@@ -162,7 +163,8 @@ class ReconnectError(ConnectionError):
 
 
 def _named(error: BaseException) -> str:
-    words = " ".join(str(error).split())  # One line.
+    note = "".join(f" ({note})" for note in getattr(error, "__notes__", ())[:1])
+    words = " ".join(f"{error}{note}".split())  # One line.
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 

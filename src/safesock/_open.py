@@ -115,6 +115,8 @@ def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any)
         _connect_at_last(sock, sockaddr, bool(local and local[1]))
     except OSError as error:
         if not local or not local[1] or (call, error.errno) not in _BUSY:
+            if call == "bind" and local:
+                error.add_note(f"bind to {local[0] or '*'} port {local[1]}")
             raise
         # Only now: nobody else pays for it.
         from safesock._holders import holders
@@ -122,7 +124,7 @@ def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any)
         found = holders(local, sockaddr if call == "connect" else None)
         if not found and error.errno == errno.EADDRNOTAVAIL:
             raise  # It speaks of other things too, such as an IPv6 network that is not there.
-        raise LocalPortBusyError.of(error, call, local, sockaddr, found) from error
+        raise LocalPortBusyError._of(error, call, local, sockaddr, found) from error
 
 
 if TYPE_CHECKING:

@@ -70,13 +70,17 @@ class Reconnect(Value):
     """How a `Connector` comes back, and when it gives up. Frozen; share it freely.
 
     attempts: how many connection attempts one outage may take, the first included.
-    deadline: how many seconds. It covers name resolution, connect, TLS, `on_connect` and every wait
-        of an outage together, and cuts the attempt that is under way. There is no wait that ends
-        after it: where the next attempt would begin too late, it is over at once.
+    deadline: how many seconds of dialling. It covers name resolution, connect, TLS, `on_connect`
+        and every wait of an outage together, and cuts the attempt that is under way; while there
+        is a connection, it stands still. There is no wait that ends after it: where the next
+        attempt would begin too late, it is over at once.
     wait: the seconds between two attempts, a tenacity wait strategy. The default is exponential
-        backoff with full jitter: a random time from 0 to 2, 4, 8, 16, and then 30 seconds.
+        backoff with full jitter: a random time from 0 to 2, 4, 8, 16, and then 30 seconds. Any
+        function of a `tenacity.RetryCallState` will do: it may log `state.outcome.exception()`.
     retry: which failures are worth another attempt, a tenacity retry strategy. The default: all
-        but a certificate that does not verify. KeyboardInterrupt and the like never are.
+        but a certificate that does not verify, and so a refused login in `on_connect` as well:
+        tenacity.retry_if_exception_type(OSError) takes only what the network did. KeyboardInterrupt
+        and the like never are.
     stable_after: seconds that a connection must have lived for the outage to be over. Only this,
         or `Connector.confirm`, gives new attempts and time, and lets the backoff start over: a
         server that accepts and drops uses them up.
@@ -103,22 +107,28 @@ class Reconnect(Value):
     ) -> None:
         self._set(
             attempts=whole_in("Reconnect(attempts)", attempts, MOST_ATTEMPTS),
-            deadline=_positive("Reconnect(deadline)", deadline),
-            wait=_strategy("Reconnect(wait)", wait, "wait_fixed(1)"),
-            retry=_strategy("Reconnect(retry)", retry, "retry_if_exception_type(OSError)"),
-            stable_after=_positive("Reconnect(stable_after)", stable_after),
+            deadline=positive("Reconnect(deadline)", deadline),
+            wait=_strategy("Reconnect(wait)", wait, _KINDS[0], "wait_fixed(1)"),
+            retry=_strategy(
+                "Reconnect(retry)", retry, _KINDS[1], "retry_if_exception_type(OSError)"
+            ),
+            stable_after=positive("Reconnect(stable_after)", stable_after),
         )
 
 
-def _positive(name: str, value: float) -> float:
-    seconds = seconds_in(name, value)
-    if not seconds:
+def positive(name: str, value: float) -> float:
+    """*value*, the argument called *name*, if it is a number of seconds above 0."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
         raise ValueError(f"{name} takes seconds above 0: not {value!r}")
-    return seconds
+    return seconds_in(name, value)
 
 
-def _strategy(name: str, value: Any, example: str) -> Any:
-    if isinstance(value, type) or not callable(value):
+_KINDS = (tenacity.wait.wait_base, tenacity.retry_base)
+
+
+def _strategy(name: str, value: Any, mine: type, example: str) -> Any:
+    others = (tenacity.stop.stop_base, *(kind for kind in _KINDS if kind is not mine))
+    if isinstance(value, (type, *others)) or not callable(value):
         raise TypeError(f"{name} takes a tenacity strategy such as {example}: not {value!r}")
     return value
 
@@ -230,7 +240,10 @@ class Recovery:
 
     def _seconds_to_wait(self, state: tenacity.RetryCallState) -> float:
         self._number(state)  # After TryAgain it is the first to be asked.
-        return max(float(self._choice.wait(state)), 0.0)
+        seconds = self._choice.wait(state)
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"Reconnect(wait) gives a number of seconds: not {seconds!r}")
+        return max(seconds, 0.0)
 
     def _must_stop(self, state: tenacity.RetryCallState) -> bool:
         return not self._budget.may_try(time.monotonic(), state.upcoming_sleep)
@@ -239,9 +252,9 @@ class Recovery:
         error = _error_of(state)
         reason = f"the deadline of {self._choice.deadline:g} s leaves no time for another"
         if self._budget.tried >= self._choice.attempts:
-            reason = f"all {self._choice.attempts} are used up"
+            reason = f"the limit is {self._choice.attempts}"
         if error is self._carried:
-            reason += "; confirm() would give new ones"
+            reason += ", until confirm() grants a new budget"
         raise self._error(reason) from error
 
     def _error(self, reason: str) -> ReconnectError:

@@ -9,9 +9,11 @@ that are under way in other threads are waited for. The loss has woken them.
 
 from __future__ import annotations
 
+import errno
 import functools
 import socket
 import threading
+import time
 import weakref
 
 from safesock import _watch
@@ -30,20 +32,23 @@ if TYPE_CHECKING:
     from safesock._connection import Connection
     from safesock._policy import Policy
 
-# Seconds to wait for calls in other threads, and between two looks, as not all say that they are
-# done: the watcher does not, nor does one that a KeyboardInterrupt has struck.
-_PATIENCE, _LOOK = 10.0, 0.002
+# Seconds between two looks whether others have come to an end, as not all of them say so: the
+# watcher does not, nor does a call that a KeyboardInterrupt has struck.
+_LOOK = 0.002
 
 
 class ReconnectingSocket(SafeSocket):
     """A `SafeSocket` for life: what `Connector.socket` gives.
 
-    Each loss is told once, by the call that meets it, as `SafeSocket` tells it. The next call that
-    reads or writes dials again, within the budget of its connector, and so it may raise
-    `ReconnectError`. All other calls speak of the connection that is there, or was last:
-    `fileno()` is -1 in between, and another number afterwards. The timeout and what was set with
-    `setsockopt` are carried over. Files that `makefile` made stay with their connection: at its end
-    they end. `close()` is for good, and closes the connector.
+    Each loss is told once, to one thread, by the call that meets it, as `SafeSocket` tells it. The
+    next call that reads or writes dials again, within the budget of its connector: it may take up
+    to the deadline, whatever the socket's timeout is, and raise `ReconnectError`. It is for classes
+    that take a socket and neither close nor connect it, and not for event loops.
+
+    All other calls speak of the connection that is there, or was last: `fileno()` is -1 in between,
+    and another number afterwards. The timeout and what was set with `setsockopt` are carried over.
+    Files that `makefile` made stay with their connection: at its end they end. To give up a
+    connection, `shutdown(SHUT_RDWR)`; `close()` is for good, and closes the connector.
     """
 
     __module__ = "safesock"
@@ -61,7 +66,7 @@ class ReconnectingSocket(SafeSocket):
     _greeter: int | None = None
 
     @classmethod
-    def unconnected(
+    def _unconnected(
         cls,
         policy: Policy,
         redial: Callable[[ReconnectingSocket], None],
@@ -81,9 +86,9 @@ class ReconnectingSocket(SafeSocket):
         self._at_work = threading.local()
         return self
 
-    def take_over(self, sock: SafeSocket) -> None:
+    def _take_over(self, sock: SafeSocket) -> None:
         """Goes on with the connection of *sock*, which is left detached. It is for this thread
-        alone, until `open_to_all`."""
+        alone, until `_open_to_all`."""
         timeout = self.gettimeout() if self._connection is not None else socket.getdefaulttimeout()
         with self._changing:
             self._greeter = threading.get_ident()
@@ -96,37 +101,47 @@ class ReconnectingSocket(SafeSocket):
         if self._policy.watch:
             _watch.watch(self)
         for option in self._options.values():
-            super().setsockopt(*option)
+            try:
+                super().setsockopt(*option)
+            except OSError:
+                pass  # It was for an address of another family.
 
     def _move(self, sock: SafeSocket) -> None:
         made = (sock.family, sock.type, sock.proto)
         Raw.__init__(self, *made, sock.detach())
 
-    def open_to_all(self) -> None:
+    def _after_fork(self) -> None:
+        """In the child: the calls of the parent's other threads will never end here."""
+        self._calls = weakref.WeakSet()
+        self._changing = threading.Condition()
+        self._at_work = threading.local()
+        self._greeter = None
+
+    def _open_to_all(self) -> None:
         """The connection, or that there is none, is now to be seen by all threads."""
         self._greeter = None
 
-    def has_no_connection(self) -> bool:
+    def _has_no_connection(self) -> bool:
         """Whether the last one has ended, and there is none yet."""
         connection = self._connection
         ended = self.fileno() < 0 or (connection is not None and connection.close_is_due)
         return ended and not self._closed
 
     # There need not have been a loss: on_connect may have failed.
-    _is_gone = has_no_connection
+    _is_gone = _has_no_connection
 
-    def wait_for_calls(self) -> None:
+    def _wait_for_calls(self, until: float) -> None:
         """Until the calls that are under way in other threads have come back, and the descriptor is
         closed: they must not go on with the next connection."""
-        for _ in range(round(_PATIENCE / _LOOK)):
-            with self._changing:
-                if self._changing.wait_for(lambda: not self._calls and self.fileno() < 0, _LOOK):
-                    return
-        raise ConnectionError(
-            "calls in other threads do not let go of the connection that was lost"
-        )
+        with self._changing:
+            while self._calls or self.fileno() >= 0:
+                if time.monotonic() >= until:
+                    raise TimeoutError(
+                        "calls in other threads are at work on the connection before"
+                    )
+                self._changing.wait(_LOOK)
 
-    def call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a method that reads or writes, on one connection from beginning to end."""
         if self._is_inside():
             return method(*args, **kwargs)
@@ -136,13 +151,15 @@ class ReconnectingSocket(SafeSocket):
             self._redial(self)
         return self._work(visit, method, args, kwargs)
 
-    def call_on(self, connection: Connection | None, method: Callable[..., Any], *args: Any) -> Any:
+    def _call_on(
+        self, connection: Connection | None, method: Callable[..., Any], *args: Any
+    ) -> Any:
         """The same on *connection* only. Raises BrokenPipeError when that is over."""
         if self._is_inside():
             return method(*args)
         visit = Visit()
         with self._changing:
-            if self._connection is not connection or self.fileno() < 0 or self.has_no_connection():
+            if self._connection is not connection or self.fileno() < 0 or self._has_no_connection():
                 raise broken_pipe()
             self._calls.add(visit)
         return self._work(visit, method, args, {})
@@ -152,10 +169,13 @@ class ReconnectingSocket(SafeSocket):
         return getattr(self._at_work, "inside", False) or self._redial is None
 
     def _enter(self, visit: Visit) -> bool:
-        """False: there is no connection, or on_connect still has it."""
+        """False: there is no connection."""
+        me = threading.get_ident()
         with self._changing:
-            mine = self._greeter == threading.get_ident()
-            if not mine and (self._greeter is not None or self.has_no_connection()):
+            # Not for longer than the connection lives: on_connect may be waiting for this thread.
+            while self._greeter not in (None, me) and not self._has_no_connection():
+                self._changing.wait(_LOOK)
+            if self._greeter is None and self._has_no_connection():
                 return False
             self._calls.add(visit)
             return True
@@ -172,9 +192,24 @@ class ReconnectingSocket(SafeSocket):
                 self._calls.discard(visit)
                 self._changing.notify_all()
 
+    def shutdown(self, how: int, /) -> None:
+        """shutdown(2). SHUT_RDWR is how its owner gives up a connection: the next call that reads
+        or writes dials."""
+        super().shutdown(how)
+        if how == socket.SHUT_RDWR and self._governed() is not None:
+            self._end_connection()
+
+    def connect(self, address: Any, /) -> None:  # noqa: ARG002
+        """Raises OSError (EISCONN): the next call that reads or writes connects by itself."""
+        raise OSError(errno.EISCONN, "a socket for life dials by itself: just read or write")
+
+    def connect_ex(self, address: Any, /) -> int:  # noqa: ARG002
+        """Gives EISCONN."""
+        return errno.EISCONN
+
     def makefile(self, *args: Any, **kwargs: Any) -> Any:
         """As in the standard library. The file belongs to this connection, not to the next."""
-        return self.call(self._make_file, *args, **kwargs)
+        return self._call(self._make_file, *args, **kwargs)
 
     def _make_file(self, *args: Any, **kwargs: Any) -> Any:
         # Of a closed socket the standard library makes files, too: they give EBADF.
@@ -183,7 +218,7 @@ class ReconnectingSocket(SafeSocket):
 
     def setsockopt(self, *args: Any) -> None:
         """setsockopt(2), on this connection and on those to come."""
-        if not self.has_no_connection():
+        if not self._has_no_connection():
             super().setsockopt(*args)
         self._options[args[:2]] = args
 
@@ -211,13 +246,13 @@ class _ThisConnection:
 
     def recv_into(self, buffer: Buffer) -> int:
         try:
-            count: int = self._sock.call_on(self._connection, self._sock.recv_into, buffer)
+            count: int = self._sock._call_on(self._connection, self._sock.recv_into, buffer)
         except BrokenPipeError:
             return 0
         return count
 
     def send(self, data: Buffer) -> int:
-        count: int = self._sock.call_on(self._connection, self._sock.send, data)
+        count: int = self._sock._call_on(self._connection, self._sock.send, data)
         return count
 
     def fileno(self) -> int:
@@ -241,7 +276,7 @@ def dials_before(cls: type[SafeSocket], name: str) -> None:
 
     @functools.wraps(getattr(cls, name))
     def call(self: ReconnectingSocket, *args: Any, **kwargs: Any) -> Any:
-        return self.call(getattr(super(cls, self), name), *args, **kwargs)
+        return self._call(getattr(super(cls, self), name), *args, **kwargs)
 
     setattr(cls, name, call)
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     Resolved: TypeAlias = tuple[tuple[int, int, int], tuple[Any, ...]]
 
 
+def is_numeric(host: str) -> bool:
+    """Whether this is an IP address, which needs no resolver."""
+    return bool(numeric((host, 0)))
+
+
 def numeric(address: tuple[Any, ...]) -> list[Resolved]:
     """The address of *address*, if that needs no resolver; else nothing."""
     host, port = address[:2]
@@ -24,14 +29,17 @@ def numeric(address: tuple[Any, ...]) -> list[Resolved]:
         return []
 
 
-def resolve(address: tuple[Any, ...], until: float) -> list[Resolved]:
+class Answers(queue.SimpleQueue["list[Resolved] | Exception"]):
+    """Where the answer comes: or an exception, from whoever wants to end the waiting."""
+
+
+def resolve(address: tuple[Any, ...], until: float, answers: Answers) -> list[Resolved]:
     """The TCP addresses of *address*, a pair of host and port, in the system's order.
 
     Raises socket.gaierror, or TimeoutError at *until* (of time.monotonic). The thread that waits
     for the system's resolver is then left to it: it ends when the resolver gives up.
     """
     host, port = address[:2]
-    answers: queue.SimpleQueue[list[Resolved] | Exception] = queue.SimpleQueue()
 
     def work() -> None:
         try:

@@ -1,13 +1,15 @@
 """The command `safesock`. It takes nothing but the standard library and safesock itself.
 
 Exit statuses beside those of the commands: 2 for wrong arguments and for what cannot be done, with
-one line that says why; 130 after Ctrl-C; 141 when the reader of the output has gone.
+one line that says why; 130 after Ctrl-C; 141 when the reader of the output has gone; 143 after
+SIGTERM, where that is handled.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 
 import safesock
@@ -23,6 +25,31 @@ Starts a server on loopback that closes on its clients, and shows what becomes o
 their sockets: plain ones beside safesock's, counted by the kernel. First an idle
 pool, then one fixed local port that is used again and again. It takes about ten
 seconds, and Linux.
+"""
+_CONNECT = """\
+A netcat that comes back. Copies stdin to the peer and the peer to stdout. When
+the peer closes, or the connection is lost, it connects again, from the same local
+port if you like, a bounded number of times. What stdin gave and no connection had
+accepted yet is sent on the next one; nothing is ever sent twice. What happens is
+told on stderr.
+
+At the end of input the sending side is shut down (FIN, with TLS close_notify), and
+what the peer still says is copied until it closes, or falls silent.
+"""
+_CONNECT_END = """\
+exit status:
+  0    all input was sent, and the peer has closed or had nothing more to say
+  1    no connection: the attempts or the deadline are used up; or, after the end
+       of input, bytes were lost that the peer's kernel had not acknowledged
+  2    wrong arguments, or stdin or stdout cannot be used
+  130  Ctrl-C     141  nobody reads stdout     143  SIGTERM
+  However it ends, the connection is closed as --close says.
+
+environment: SSL_CERT_FILE and SSL_CERT_DIR name the certificates that --tls trusts,
+instead of the system's
+
+example: a device that admits one source port, for as long as an hour without it
+  safesock connect --local-port 40000 --attempts 500 --deadline 3600 192.0.2.7:4001
 """
 _DEMO_END = """\
 exit status: 0 if safesock left nothing behind, 1 if it did, 2 if it cannot be shown
@@ -42,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             arguments = _parser().parse_args(argv)
-            return _demo(arguments)
+            status: int = arguments.run(arguments)
+            return status
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()  # At exit it would be too late to be quiet about it.
@@ -64,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"safesock {safesock.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    commands.add_parser(
+    demo = commands.add_parser(
         "demo",
         help="plain sockets beside safesock ones, on a server that closes on them",
         description=_DEMO,
@@ -72,7 +100,63 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    demo.set_defaults(run=_demo)
+    connect = commands.add_parser(
+        "connect",
+        help="a netcat that comes back, from the same port",
+        description=_CONNECT,
+        epilog=_CONNECT_END,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    connect.set_defaults(run=_connect, parser=connect)
+    _add_options(connect)
     return parser
+
+
+def _add_options(connect: argparse.ArgumentParser) -> None:
+    """Numbers stay text: the library says which are out of range."""
+    add = connect.add_argument
+    add("address", metavar="HOST:PORT", help="such as example.org:80 or [::1]:80")
+    add("--local-port", metavar="N", help="the local port of every connection")
+    add(
+        "--close",
+        metavar="HOW",
+        default="graceful",
+        help="graceful (FIN, the default), drain[=SECONDS] (FIN, and wait for the peer's), "
+        "linger[=SECONDS] (FIN, and wait for the acknowledgement), abort (RST)",
+    )
+    add("--attempts", metavar="N", default="8", help="for one outage (default: 8)")
+    add("--deadline", metavar="SECONDS", default="60", help="for one outage (default: 60)")
+    add(
+        "--timeout",
+        metavar="SECONDS",
+        default="10",
+        help="for each address, for connecting and for the TLS handshake (default: 10)",
+    )
+    add(
+        "--wait",
+        metavar="SECONDS",
+        default="5",
+        help="how long the peer may be silent after the end of input (default: 5)",
+    )
+    add("--tls", action="store_true", help="TLS, with a certificate that is verified")
+    add("-q", "--quiet", action="store_true", help="no news on stderr, only errors")
+
+
+def _connect(options: argparse.Namespace) -> int:
+    if not hasattr(select, "poll"):
+        return _cannot(OSError("connect takes poll(2), which this system does not have"))
+    from safesock import _netcat, _netcat_options
+    from safesock._netcat_news import News
+
+    news = News(quiet=options.quiet)
+    try:
+        connector, tls = _netcat_options.connector(options, news)
+        wait = _netcat_options.seconds_to_wait(options)
+    except ValueError as error:
+        options.parser.error(str(error))
+    return _netcat.run(connector, tls, news, wait)
 
 
 def _demo(_: argparse.Namespace) -> int:
