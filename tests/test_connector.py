@@ -28,7 +28,7 @@ import pytest
 import tenacity
 from kernel import wait_until
 from peer import EOF, RESET, TIMEOUT, Peer, PeerEnd
-from process import Gate, forked, in_child
+from process import Gate, forked, in_child, run_script
 
 from safesock import (
     Abort,
@@ -1559,6 +1559,79 @@ def test_abort_previous_resets_what_the_peer_has_half_closed(peer: Peer) -> None
             assert end.read_to_end() == (b"", RESET)
 
 
+STORM = """
+import gc, random, signal, sys, time
+from safesock import Connector, Policy, Reconnect
+from tenacity import wait_none
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+def use(connector):
+    for _ in range(20):
+        connector.connect().recv(10)
+
+def loop(connector):
+    for turn, sock in enumerate(connector):
+        sock.recv(10)
+        if turn == 20:
+            return
+
+def keep(connector):
+    global line
+    line = line or connector.socket()
+    for _ in range(20):
+        line.recv(10)
+
+line = None
+act = {"connect": use, "iteration": loop, "socket": keep}[sys.argv[2]]
+reconnect = Reconnect(attempts=10**6, deadline=3600, wait=wait_none())
+connector = Connector(
+    ("127.0.0.1", int(sys.argv[1])),
+    reconnect=reconnect,
+    on_connect=lambda sock: sock.recv(1),
+    policy=Policy(watch=False),
+)
+# Python drops what is raised in a finalizer, and says so.
+sys.unraisablehook = lambda _: None
+signal.signal(signal.SIGALRM, interrupt)
+struck, end = 0, time.monotonic() + 4
+while time.monotonic() < end:
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 4e-3))
+            act(connector)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        struck += 1
+    except ConnectionError:
+        pass
+assert struck > 20, struck
+act(connector)
+connector.close()
+print("as good as ever")
+"""
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("how", ["connect", "iteration", "socket"])
+def test_after_a_storm_of_interrupts_it_is_as_good_as_ever(peer: Peer, how: str) -> None:
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = peer.listener.accept()
+                with sock:
+                    sock.sendall(b"hello")
+
+    with InThread(serve):
+        try:
+            printed = run_script(STORM, peer.address[1], how)
+        finally:
+            peer.listener.shutdown(socket.SHUT_RDWR)
+    assert printed == "as good as ever\n"
+
+
 def test_abort_previous_resets_nothing_where_there_is_no_next(peer: Peer) -> None:
     """The budget is used up: the port is not needed, and the policy holds."""
     with fixed(peer, reconnect=budget(attempts=1)) as connector:
@@ -1637,6 +1710,12 @@ LOCAL_PAIR = 'local_address takes a pair of host and port, such as ("", 40000)'
         ({"address": ("localhost", 80, 0)}, TypeError, PAIR),
         ({"address": ("::1", 80, 0, 0)}, TypeError, PAIR),
         ({"address": (None, 80)}, TypeError, PAIR),
+        ({"address": ("localhost", "99999")}, ValueError, "a port from 1 to 65535"),
+        ({"address": ("localhost", "-1")}, ValueError, "a port from 1 to 65535"),
+        ({"address": ("a..b", 80)}, ValueError, "the host to connect to"),
+        ({"address": ("a" * 64, 80)}, ValueError, "the host to connect to"),
+        ({"address": ("a\0b", 80)}, ValueError, "the host to connect to"),
+        ({"local_address": ("localhost", 40000)}, ValueError, "an IP address of this host"),
         ({"address": (b"localhost", 80)}, TypeError, PAIR),
         ({"address": (80, "localhost")}, TypeError, PAIR),
         ({"address": ("localhost", True)}, TypeError, "address takes a port"),

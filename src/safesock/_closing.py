@@ -59,10 +59,11 @@ def finish(sock: Raw, mode: CloseMode, *, fin_sent: bool) -> Outcome:
     """
     if isinstance(mode, Abort):
         return _abort(sock, fin_sent)
-    fin_sent = fin_sent or _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+    sends_fin = _kernel.tcp_state(sock) in _kernel.SENDS_FIN
     if isinstance(mode, Drain):
-        return _drain(sock, mode.timeout, fin_sent)
-    return _graceful(sock, mode.seconds if isinstance(mode, Linger) else None, fin_sent)
+        return _drain(sock, mode.timeout, fin_sent, sends_fin)
+    linger = mode.seconds if isinstance(mode, Linger) else None
+    return _graceful(sock, linger, fin_sent, sends_fin)
 
 
 def release(sock: Raw, mode: CloseMode) -> bool:
@@ -85,19 +86,19 @@ def release(sock: Raw, mode: CloseMode) -> bool:
     return True
 
 
-def _graceful(sock: Raw, linger: int | None, fin_sent: bool) -> Outcome:
+def _graceful(sock: Raw, linger: int | None, fin_sent: bool, sends_fin: bool) -> Outcome:
     _kernel.set_linger(sock, linger)
-    _kernel.shutdown(sock, _socket.SHUT_RDWR)
+    fin_sent |= _kernel.shutdown(sock, _socket.SHUT_RDWR) and sends_fin
     dropped = _drop_unread(sock)
     return Outcome(_kernel.unacknowledged(sock, fin_sent=fin_sent), dropped, reset=False)
 
 
-def _drain(sock: Raw, timeout: float, fin_sent: bool) -> Outcome:
+def _drain(sock: Raw, timeout: float, fin_sent: bool, sends_fin: bool) -> Outcome:
     dropped, closed = 0, False
     try:
         # Whoever is killed, or interrupted, while waiting has stopped waiting: that is a RST.
         _kernel.set_linger(sock, 0)
-        _kernel.shutdown(sock, _socket.SHUT_WR)
+        fin_sent |= _kernel.shutdown(sock, _socket.SHUT_WR) and sends_fin
         dropped, closed = _drop_until_closed(sock, time.monotonic() + timeout)
     finally:
         if closed:

@@ -144,8 +144,11 @@ class Connection:
             self.released = True
             aborts = isinstance(self.policy.close, Abort)
             sends_fin = not aborts and _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+            before = self.fin_sent
+            self.fin_sent |= sends_fin
             self.released = self.is_elsewhere() or _closing.release(sock, self.policy.close)
-            self.fin_sent |= self.released and sends_fin
+            if not self.released:
+                self.fin_sent = before
         return self.released
 
     def owner_has_shut(self, state: TcpState | None) -> None:
@@ -172,12 +175,12 @@ class Connection:
         error = _kernel.take_error(sock) if state is TcpState.CLOSE and not before else None
         self.untold = error
         cause = (error and cause_of(error)) or Cause.FIN
-        self.lose(sock, cause, error, decrypted)
-        mine = self.loss
+        mine = self.loss if self.lose(sock, cause, error, decrypted) else None
         if self.policy.on_loss == "keep":
             return True
         if not self.release(sock):
-            self.loss = before
+            if self.loss is mine and not self.close_is_due:  # Nobody has been told of it.
+                self.loss = before
             return False
         if mine is not None and not isinstance(self.policy.close, Abort):
             # With what the owner's send has accepted since then; now it accepts no more.

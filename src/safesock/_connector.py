@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
+    from safesock._connection import Connection
+
 
 class Connector:
     """Connects to *address*, a pair of host and port, again and again, a bounded number of times.
@@ -95,7 +97,10 @@ class Connector:
         self._on_connect = on_connect
         self._aborts = bool(abort_previous and local_address and local_address[1])
         self._retrying = tenacity.Retrying(sleep=self._sleep, **self._recovery.strategies())
-        self._closed = threading.Event()
+        # Held until the connector is closed. Not a threading.Event, which a KeyboardInterrupt in
+        # the middle of its `wait` may leave locked for ever.
+        self._open = threading.Lock()
+        self._open.acquire()
         # Held while dialling.
         self._lock = threading.RLock()
         self._dialling = False
@@ -185,6 +190,9 @@ class Connector:
         """In the child: the parent's other threads are not here, and let go of no lock."""
         self._lock = threading.RLock()
         self._dialling = False
+        if not self._recovery.closed:
+            self._open = threading.Lock()
+            self._open.acquire()
         self._dialler.forget()
         sock = self._for_life() if self._for_life is not None else None
         if sock is not None:
@@ -193,7 +201,10 @@ class Connector:
     def _stop(self) -> None:
         """There is no further connection."""
         self._recovery.closed = True
-        self._closed.set()
+        try:
+            self._open.release()
+        except RuntimeError:
+            pass  # It has been before.
         self._dialler.interrupt()
 
     def _turns(self) -> Iterator[SafeSocket]:
@@ -203,7 +214,7 @@ class Connector:
                 try:
                     sock = self._connect(None)
                 except ConnectionAbortedError:
-                    if self._closed.is_set():
+                    if self._recovery.closed:
                         return
                     raise
                 yield sock
@@ -287,7 +298,8 @@ class Connector:
             raise ConnectionError("the connection ended while on_connect ran")
 
     def _sleep(self, seconds: float) -> None:
-        self._closed.wait(seconds)
+        if self._open.acquire(timeout=seconds):
+            self._open.release()
         self._recovery.refuse_if_closed()
 
     def _end_last(self, *, abort: bool) -> None:
@@ -309,10 +321,10 @@ class Connector:
 def _cut_at(until: float, sock: SafeSocket) -> Iterator[None]:
     """Ends the connection at that time, which wakes whoever waits for it."""
 
-    timer = threading.Timer(until - time.monotonic(), _cut, (weakref.ref(sock),))
+    timer = threading.Timer(until - time.monotonic(), _cut, (weakref.ref(sock), sock._connection))
     timer.daemon = True
-    timer.start()
     try:
+        timer.start()
         yield
     except Exception as error:
         if time.monotonic() >= until:
@@ -320,14 +332,15 @@ def _cut_at(until: float, sock: SafeSocket) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
-        timer.join()  # If it is at it, the connection has ended when this is done.
+        if timer.is_alive():
+            timer.join()  # If it is at it, the connection has ended when this is done.
     if time.monotonic() >= until:
         raise TimeoutError(_CUT)
 
 
-def _cut(ref: weakref.ref[SafeSocket]) -> None:
+def _cut(ref: weakref.ref[SafeSocket], connection: Connection) -> None:
     sock = ref()
-    if sock is None or sock._connection is None:
+    if sock is None or sock._connection is not connection:
         return  # It has been closed, or given away.
     hurry(sock, time.monotonic())
     sock._lose(Cause.ABORTED, None)
@@ -339,8 +352,10 @@ _CUT = "on_connect was not done before the deadline"
 
 def _check(address: Any, local_address: Any, reconnect: Any, timeout: Any) -> None:
     host, port = _pair("address", address, '("example.org", 443)')
-    if not host:
+    if not host or not _can_be_asked_for(host):
         raise ValueError(f"address takes the host to connect to: not {address!r}")
+    if isinstance(port, str) and port.lstrip("+-").isdecimal():
+        port = int(port)
     if not (isinstance(port, str) and port):  # The name of a service will do.
         _check_port("address", port, least=1)
     if local_address is not None:
@@ -352,6 +367,14 @@ def _check(address: Any, local_address: Any, reconnect: Any, timeout: Any) -> No
         raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {reconnect!r}")
     if timeout is not None:
         positive("timeout", timeout)
+
+
+def _can_be_asked_for(host: str) -> bool:
+    """Whether the system's resolver takes it, in Python's encoding (RFC 3490)."""
+    try:
+        return b"\0" not in host.encode("idna")
+    except UnicodeError:
+        return False
 
 
 def _check_tls(ssl_context: Any, server_hostname: Any) -> None:

@@ -263,12 +263,13 @@ def set_keepalive(sock: Raw, choice: KeepAlive) -> None:
     Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
 
 
-def shutdown(sock: Raw, how: int) -> None:
-    """shutdown(2). A connection that is over already has nothing left to shut down."""
+def shutdown(sock: Raw, how: int) -> bool:
+    """shutdown(2). False: the connection was over already, with nothing left to shut down."""
     try:
         Raw.shutdown(sock, how)
     except OSError:
-        pass
+        return False
+    return True
 
 
 def ready(sock: Raw, timeout: float | None, *, write: bool = False) -> bool:

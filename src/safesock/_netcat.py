@@ -80,7 +80,7 @@ class Netcat:
 
     def _give_up(self, error: ReconnectError) -> int:
         if self._unsent:
-            self._news.tell(f"{len(self._unsent)} bytes of the input were not sent")
+            self._news.tell(f"{len(self._unsent)} bytes that were read from stdin were not sent")
         self._news.fail(str(error))
         return FAILED
 

@@ -121,7 +121,7 @@ def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any)
         # Only now: nobody else pays for it.
         from safesock._holders import holders
 
-        found = holders(local, sockaddr if call == "connect" else None)
+        found = holders(sock.family, local, sockaddr if call == "connect" else None)
         if not found and error.errno == errno.EADDRNOTAVAIL:
             raise  # It speaks of other things too, such as an IPv6 network that is not there.
         raise LocalPortBusyError._of(error, call, local, sockaddr, found) from error

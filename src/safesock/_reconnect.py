@@ -16,7 +16,7 @@ import tenacity
 
 from safesock._budget import Budget
 from safesock._connection import Connection
-from safesock._errors import ReconnectError
+from safesock._errors import LocalPortBusyError, ReconnectError
 from safesock._policy import seconds_in, whole_in
 from safesock._value import Value
 
@@ -243,7 +243,10 @@ class Recovery:
         seconds = self._choice.wait(state)
         if not isinstance(seconds, (int, float)):
             raise TypeError(f"Reconnect(wait) gives a number of seconds: not {seconds!r}")
-        return max(seconds, 0.0)
+        error = _error_of(state)
+        # A port that is held for a known time: an attempt before then would be in vain.
+        held = error.seconds_left if isinstance(error, LocalPortBusyError) else None
+        return max(seconds, 0.0, held or 0.0)
 
     def _must_stop(self, state: tenacity.RetryCallState) -> bool:
         return not self._budget.may_try(time.monotonic(), state.upcoming_sleep)
@@ -265,12 +268,14 @@ def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
     return None if state.outcome is None else state.outcome.exception()
 
 
-def _drop_frames(error: BaseException | None) -> None:
+def _drop_frames(error: BaseException) -> None:
     """Tracebacks keep frames alive, and with them the sockets of those that called."""
-    while error is not None and error.__traceback__ is not None:
-        error.__traceback__ = None
-        _drop_frames(error.__cause__)
-        error = error.__context__
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            chain += [one.__cause__, one.__context__]
 
 
 def _early_end(connection: Connection) -> BaseException:

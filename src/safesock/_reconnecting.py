@@ -17,7 +17,6 @@ import time
 import weakref
 
 from safesock import _watch
-from safesock._connection import Visit
 from safesock._governed import broken_pipe
 from safesock._kernel import Raw
 from safesock._socket import SafeSocket
@@ -32,9 +31,22 @@ if TYPE_CHECKING:
     from safesock._connection import Connection
     from safesock._policy import Policy
 
+# Seconds that calls in other threads, which have been woken, may take to come back.
+_PATIENCE = 10.0
 # Seconds between two looks whether others have come to an end, as not all of them say so: the
 # watcher does not, nor does a call that a KeyboardInterrupt has struck.
 _LOOK = 0.002
+
+
+class _Call:
+    """A call that is under way. It lives in a local variable, so that wherever a KeyboardInterrupt
+    strikes, it ends; but the traceback of that keeps it, so it says so, too."""
+
+    __slots__ = ("__weakref__", "over", "thread")
+
+    def __init__(self) -> None:
+        self.over = False
+        self.thread = threading.get_ident()
 
 
 class ReconnectingSocket(SafeSocket):
@@ -57,9 +69,10 @@ class ReconnectingSocket(SafeSocket):
     _when_closed: Callable[[], None] | None = None
     # What setsockopt was called with, by level and name.
     _options: dict[tuple[Any, ...], tuple[Any, ...]]
-    # The calls that are under way, and what their coming and going is waited for with.
-    _calls: weakref.WeakSet[Visit]
-    _changing: threading.Condition
+    # The calls that are under way, and the lock under which they begin, and a connection changes.
+    # Not a threading.Condition, which a KeyboardInterrupt may leave locked for ever.
+    _calls: list[weakref.ref[_Call]]
+    _changing: Any
     # Whether one is under way in this thread.
     _at_work: threading.local
     # The thread in which on_connect has the connection, before anybody else.
@@ -81,8 +94,8 @@ class ReconnectingSocket(SafeSocket):
         self._options = {}
         self._redial = redial
         self._when_closed = when_closed
-        self._calls = weakref.WeakSet()
-        self._changing = threading.Condition()
+        self._calls = []
+        self._changing = threading.RLock()
         self._at_work = threading.local()
         return self
 
@@ -112,8 +125,8 @@ class ReconnectingSocket(SafeSocket):
 
     def _after_fork(self) -> None:
         """In the child: the calls of the parent's other threads will never end here."""
-        self._calls = weakref.WeakSet()
-        self._changing = threading.Condition()
+        self._calls = []
+        self._changing = threading.RLock()
         self._at_work = threading.local()
         self._greeter = None
 
@@ -133,23 +146,35 @@ class ReconnectingSocket(SafeSocket):
     def _wait_for_calls(self, until: float) -> None:
         """Until the calls that are under way in other threads have come back, and the descriptor is
         closed: they must not go on with the next connection."""
-        with self._changing:
-            while self._calls or self.fileno() >= 0:
-                if time.monotonic() >= until:
-                    raise TimeoutError(
-                        "calls in other threads are at work on the connection before"
-                    )
-                self._changing.wait(_LOOK)
+        until = min(until, time.monotonic() + _PATIENCE)
+        while self._is_called() or self.fileno() >= 0:
+            if time.monotonic() >= until:
+                raise TimeoutError("calls in other threads are at work on the connection before")
+            if not self._is_called() and self._connection is not None:
+                self._connection.close(self)  # A KeyboardInterrupt has struck whoever was to.
+            time.sleep(_LOOK)
+
+    def _is_called(self) -> bool:
+        """By another thread: what this one has begun before is over, whatever has struck it."""
+        me = threading.get_ident()
+        calls = [ref() for ref in self._calls]
+        return any(call and not call.over and call.thread != me for call in calls)
 
     def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls a method that reads or writes, on one connection from beginning to end."""
         if self._is_inside():
             return method(*args, **kwargs)
-        visit = Visit()
-        while not self._enter(visit):
-            assert self._redial is not None
-            self._redial(self)
-        return self._work(visit, method, args, kwargs)
+        call = _Call()
+        try:
+            while not self._enter(call):
+                assert self._redial is not None
+                self._redial(self)
+            self._at_work.inside = True
+            return method(*args, **kwargs)
+        finally:
+            call.over = True  # First, and here: a KeyboardInterrupt may strike where a call begins.
+            self._at_work.inside = False
+            self._forget(call)
 
     def _call_on(
         self, connection: Connection | None, method: Callable[..., Any], *args: Any
@@ -157,40 +182,39 @@ class ReconnectingSocket(SafeSocket):
         """The same on *connection* only. Raises BrokenPipeError when that is over."""
         if self._is_inside():
             return method(*args)
-        visit = Visit()
-        with self._changing:
-            if self._connection is not connection or self.fileno() < 0 or self._has_no_connection():
-                raise broken_pipe()
-            self._calls.add(visit)
-        return self._work(visit, method, args, {})
+        call = _Call()
+        try:
+            with self._changing:
+                gone = self.fileno() < 0 or self._has_no_connection()
+                if self._connection is not connection or gone:
+                    raise broken_pipe()
+                self._calls.append(weakref.ref(call))
+            self._at_work.inside = True
+            return method(*args)
+        finally:
+            call.over = True  # First, and here: a KeyboardInterrupt may strike where a call begins.
+            self._at_work.inside = False
+            self._forget(call)
 
     def _is_inside(self) -> bool:
         """Whether one of these calls is under way in this thread: sendfile calls send."""
         return getattr(self._at_work, "inside", False) or self._redial is None
 
-    def _enter(self, visit: Visit) -> bool:
+    def _enter(self, call: _Call) -> bool:
         """False: there is no connection."""
         me = threading.get_ident()
+        # Not for longer than the connection lives: on_connect may be waiting for this thread.
+        while self._greeter not in (None, me) and not self._has_no_connection():
+            time.sleep(_LOOK)
         with self._changing:
-            # Not for longer than the connection lives: on_connect may be waiting for this thread.
-            while self._greeter not in (None, me) and not self._has_no_connection():
-                self._changing.wait(_LOOK)
             if self._greeter is None and self._has_no_connection():
                 return False
-            self._calls.add(visit)
+            self._calls.append(weakref.ref(call))
             return True
 
-    def _work(
-        self, visit: Visit, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
-    ) -> Any:
-        self._at_work.inside = True
-        try:
-            return method(*args, **kwargs)
-        finally:
-            self._at_work.inside = False
-            with self._changing:
-                self._calls.discard(visit)
-                self._changing.notify_all()
+    def _forget(self, call: _Call) -> None:
+        with self._changing:
+            self._calls = [ref for ref in self._calls if ref() not in (None, call)]
 
     def shutdown(self, how: int, /) -> None:
         """shutdown(2). SHUT_RDWR is how its owner gives up a connection: the next call that reads

@@ -30,8 +30,12 @@ if TYPE_CHECKING:
     Result = TypeVar("Result")
 
 
-# The peer of the connection that an SSLSocket is being made of, in this thread.
+# The socket that is half made, in this thread.
 _making = threading.local()
+
+
+def _lost_before_the_handshake() -> ssl.SSLEOFError:
+    return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection was lost before the handshake")
 
 
 def secure(context: ssl.SSLContext, policy: Policy | None = None) -> ssl.SSLContext:
@@ -95,15 +99,23 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         if connection is not None and connection.loss is not None:
             # The kernel calls it unconnected, and ssl would put off the handshake.
             sock.close()
-            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection was lost before the handshake")
-        _making.peer = connection and connection.peer
+            raise _lost_before_the_handshake()
+        _making.half, _making.is_on = None, True
         try:
             # The handshake waits until the connection is governed, as it may be lost in it.
             self: Self = super()._create(  # type: ignore[misc]
                 sock, server_side, False, suppress_ragged_eofs, server_hostname, context, session
             )
+        except BaseException:
+            if _making.half is not None:
+                _making.half.close()  # Not all Pythons do that.
+            raise
         finally:
-            _making.peer = None
+            _making.half, _making.is_on = None, False
+        if connection is not None and connection.peer is not None and self._sslobj is None:
+            # It has been reset, and ssl took it for one that is yet to be connected.
+            self.close()
+            raise _lost_before_the_handshake()
         self.do_handshake_on_connect = do_handshake_on_connect
         self._policy = policy
         try:
@@ -122,9 +134,9 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
 
     def getpeername(self) -> Any:
         """getpeername(2), which the kernel refuses once a connection has ended."""
-        # By it ssl decides whether there is a connection to speak TLS on: that one which was made
-        # has been reset meanwhile is for the handshake to tell.
-        return getattr(_making, "peer", None) or super().getpeername()
+        if getattr(_making, "is_on", False):
+            _making.half = self  # ssl asks for it while it makes one.
+        return super().getpeername()
 
     def do_handshake(self, block: bool = False) -> None:
         """As `ssl.SSLSocket.do_handshake`; the connection may be lost in it."""

@@ -77,8 +77,12 @@ class Watcher:
         two awakenings, each in the middle of its owner's work."""
         self._young[sock.fileno()] = _Entry(sock)
         if not self._rung:
-            self._rung = True
-            os.eventfd_write(self._bell, 1)
+            try:
+                self._rung = True
+                os.eventfd_write(self._bell, 1)
+            except BaseException:  # KeyboardInterrupt: the next one rings.
+                self._rung = False
+                raise
 
     def add(self, sock: Watched, connecting: bool) -> None:
         """Watches *sock*; with *connecting* it is told as well when that is done."""
@@ -139,7 +143,8 @@ class Watcher:
     def _grow_up(self, fd: int, ref: _Entry) -> None:
         sock = ref()
         try:
-            if sock is None or sock.fileno() != fd:
+            other = self._sockets.get(fd)
+            if sock is None or sock.fileno() != fd or (other and other() not in (None, sock)):
                 return
             self._register(fd, ref, _PEER_CLOSES)
             if sock.fileno() != fd and self._is_watched(fd, ref):
