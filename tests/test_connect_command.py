@@ -418,6 +418,7 @@ def test_a_second_signal_ends_a_drain(peer: Peer) -> None:
         assert command.end() == (130, "", "")
 
 
+@campaign
 @each_signal
 def test_a_signal_while_waiting_to_try_again(number: int, status: int) -> None:
     options = ["--attempts", "99"]
@@ -624,6 +625,7 @@ def is_idle(command: Command, seconds: float) -> bool:
     return seconds_at_work(command) - before < seconds / 4
 
 
+@campaign
 def test_it_waits_for_an_output_that_is_not_read_when_the_peer_has_gone(peer: Peer) -> None:
     said = MUCH[:150_000]  # The pipe, what it holds, and a rest that is unread.
     with netcat(peer, "-q") as command:
@@ -753,6 +755,7 @@ def test_tls_comes_back(how: str, told: str, tls23: TlsPeer, trusted: Path) -> N
         assert command.end()[:2] == (0, "")
 
 
+@campaign
 def test_tls_sends_what_was_not_accepted_on_the_next_connection(
     tls23: TlsPeer, trusted: Path
 ) -> None:

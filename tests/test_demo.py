@@ -109,6 +109,7 @@ def check_story(output: str, size: int = 50) -> None:
     assert f"safesock, local port {last[1]}\n" in output
 
 
+@pytest.mark.campaign
 def test_in_a_pipe_it_is_a_log(demos: Callable[[str], Ended]) -> None:
     status, output, errors = demos("pipe")
     assert (status, errors) == (0, "")
@@ -116,6 +117,7 @@ def test_in_a_pipe_it_is_a_log(demos: Callable[[str], Ended]) -> None:
     assert "ulimit" not in output
 
 
+@pytest.mark.campaign
 def test_with_few_descriptors_it_takes_fewer_connections_and_says_so(
     demos: Callable[[str], Ended],
 ) -> None:
@@ -127,6 +129,7 @@ def test_with_few_descriptors_it_takes_fewer_connections_and_says_so(
     check_story(output, int(size))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("name", "colours", "redraws"),
     [
@@ -147,6 +150,7 @@ def test_in_a_terminal_it_tells_the_same(
     check_story(plain_lines(output))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", CULPRITS)
 def test_what_is_left_is_told_and_is_status_1(demos: Callable[[str], Ended], name: str) -> None:
     status, output, errors = demos(name)

@@ -259,6 +259,7 @@ def test_unread_bytes_stay_readable(peer: Peer, mode: CloseMode, on_loss: Any) -
                 sock.sendall(b"x")
 
 
+@pytest.mark.campaign
 def test_abort_with_megabytes_unread_drops_none_of_them(peer: Peer) -> None:
     policy = Policy(Abort(), "release", grace=0)
     with ExitStack() as stack:
@@ -631,6 +632,7 @@ def test_watched_socket_is_collected_at_once(peer: Peer, mode: CloseMode, fin: b
     let_watcher_pass(peer)
 
 
+@pytest.mark.campaign
 def test_closed_sockets_do_not_pile_up_for_as_long_as_grace(peer: Peer) -> None:
     """The watcher's references to sockets whose FIN it has seen."""
 
