@@ -171,7 +171,7 @@ def test_budget_against_its_history() -> None:
 
 @pytest.mark.campaign
 def test_budget_against_its_history_at_length() -> None:
-    at_length = settings(quick, max_examples=1000, stateful_step_count=60)
+    at_length = settings(quick, max_examples=400, stateful_step_count=60)
     run_state_machine_as_test(BudgetMachine, settings=at_length)
 
 

@@ -534,14 +534,14 @@ def test_no_byte_is_sent_again_or_crosses_connections_with_tls(case: Case) -> No
 
 
 @pytest.mark.campaign
-@runs(300)
+@runs(200)
 @given(case=plain_cases)
 def test_no_byte_is_sent_again_or_crosses_connections_at_length(case: Case) -> None:
     run(case)
 
 
 @pytest.mark.campaign
-@runs(150)
+@runs(60)
 @given(case=tls_cases)
 def test_no_byte_is_sent_again_or_crosses_connections_with_tls_at_length(case: Case) -> None:
     run(case, CERTIFICATES)

@@ -260,13 +260,19 @@ class GovernedSocket(socket.socket):
         cause = self._cause(error)
         if connection is None or cause is None or self._is_closed():
             return
+        untold, connection.untold = connection.untold, None
         if connection.loss is not None or connection.is_over_by(self, error, cause):
             self._lose(cause, error)
-        self._raise_untold(connection)
+        self._raise(untold)
 
     def _raise_untold(self, connection: Connection) -> None:
-        """Raises, once, the error that the watcher kept for the owner."""
+        """Raises, once, the error that the watcher kept for the owner, unless another call has told
+        of the loss meanwhile."""
         untold, connection.untold = connection.untold, None
+        if not connection.close_is_due:
+            self._raise(untold)
+
+    def _raise(self, untold: OSError | None) -> None:
         if untold is not None:
             try:
                 raise untold from None
