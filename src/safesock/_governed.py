@@ -260,20 +260,16 @@ class GovernedSocket(socket.socket):
         cause = self._cause(error)
         if connection is None or cause is None or self._is_closed():
             return
-        untold, connection.untold = connection.untold, None
+        told = connection.close_is_due
         if connection.loss is not None or connection.is_over_by(self, error, cause):
             self._lose(cause, error)
-        self._raise(untold)
+        self._raise_untold(connection, told)
 
-    def _raise_untold(self, connection: Connection) -> None:
-        """Raises, once, the error that the watcher kept for the owner, unless another call has told
-        of the loss meanwhile."""
+    def _raise_untold(self, connection: Connection, told: bool) -> None:
+        """Raises, once, the error that the watcher kept for the owner, unless another call has
+        *told* of the loss meanwhile."""
         untold, connection.untold = connection.untold, None
-        if not connection.close_is_due:
-            self._raise(untold)
-
-    def _raise(self, untold: OSError | None) -> None:
-        if untold is not None:
+        if untold is not None and not told:
             try:
                 raise untold from None
             finally:

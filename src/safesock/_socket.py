@@ -131,7 +131,7 @@ class SafeSocket(GovernedSocket):
         connection = self._governed()
         if connection is None or flags & _ASIDE or not _room(asked) or self._is_closed():
             return answer
-        self._raise_untold(connection)
+        self._raise_untold(connection, connection.close_is_due)
         if connection.is_over(self):
             self._lose(Cause.FIN, None)
         return answer

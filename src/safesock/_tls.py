@@ -252,7 +252,7 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         connection = self._governed()
         if connection is None or self._is_closed():
             return
-        self._raise_untold(connection)
+        self._raise_untold(connection, connection.close_is_due)
         connection.lose(self, Cause.FIN, None, self._decrypted())
         if self._policy.on_loss == "release" and self._policy.watch:
             return  # The owner may answer it with `unwrap`, and the watcher ends the rest.
