@@ -534,14 +534,14 @@ def test_no_byte_is_sent_again_or_crosses_connections_with_tls(case: Case) -> No
 
 
 @pytest.mark.campaign
-@runs(200)
+@runs(100)
 @given(case=plain_cases)
 def test_no_byte_is_sent_again_or_crosses_connections_at_length(case: Case) -> None:
     run(case)
 
 
 @pytest.mark.campaign
-@runs(60)
+@runs(40)
 @given(case=tls_cases)
 def test_no_byte_is_sent_again_or_crosses_connections_with_tls_at_length(case: Case) -> None:
     run(case, CERTIFICATES)

@@ -66,6 +66,14 @@ def finish(sock: Raw, mode: CloseMode, *, fin_sent: bool) -> Outcome:
     return _graceful(sock, linger, fin_sent, sends_fin)
 
 
+def can_release(sock: Raw, mode: CloseMode) -> bool:
+    """Whether `release` can be had now: not an `Abort` with unread input, for which the kernel has
+    nothing while sent data is unacknowledged (see `_kernel.reset_keeping_input`)."""
+    if not isinstance(mode, Abort) or _kernel.tcp_state(sock) in _OVER:
+        return True
+    return not (_kernel.unread(sock) and _kernel.unacknowledged(sock, fin_sent=False))
+
+
 def release(sock: Raw, mode: CloseMode) -> bool:
     """Ends a connection that the peer has closed; the owner may read what is left, then b"".
 

@@ -171,6 +171,8 @@ class Connection:
         told = self.loss is not None and self.policy.on_loss != "release"
         if told or self.released or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
+        if self.policy.on_loss != "keep" and not _closing.can_release(sock, self.policy.close):
+            return False  # Before anything is recorded: until then the owner may go on sending.
         before = self.loss
         error = _kernel.take_error(sock) if state is TcpState.CLOSE and not before else None
         self.untold = error
