@@ -87,6 +87,7 @@ class Watcher:
     def add(self, sock: Watched, connecting: bool) -> None:
         """Watches *sock*; with *connecting* it is told as well when that is done."""
         events = _PEER_CLOSES | (select.EPOLLOUT if connecting else 0)
+        self._young.pop(sock.fileno(), None)
         self._register(sock.fileno(), _Entry(sock), events)
 
     def _register(self, fd: int, ref: _Entry, events: int) -> None:
@@ -141,14 +142,12 @@ class Watcher:
                 self._grow_up(fd, ref)
 
     def _grow_up(self, fd: int, ref: _Entry) -> None:
-        sock = ref()
+        # No reference is held meanwhile: whoever drops the last one ends the connection.
         try:
-            other = self._sockets.get(fd)
-            if sock is None or sock.fileno() != fd or (other and other() not in (None, sock)):
-                return
-            self._register(fd, ref, _PEER_CLOSES)
-            if sock.fileno() != fd and self._is_watched(fd, ref):
-                self.remove(fd)  # Closed meanwhile: the number may be a stranger's.
+            if _has(ref, fd):
+                self._register(fd, ref, _PEER_CLOSES)
+                if self._is_watched(fd, ref) and not _has(ref, fd):
+                    self.remove(fd)  # Closed meanwhile: the number may be a stranger's.
         except Exception as error:
             _report(error)  # The others are still to be watched.
 
@@ -176,6 +175,12 @@ class Watcher:
                 due for due in self._due if due[3] is None or self._is_watched(due[2], due[3])
             ]
             heapq.heapify(self._due)
+
+
+def _has(ref: _Entry, fd: int) -> bool:
+    """Whether the socket exists, and still has this descriptor."""
+    sock = ref()
+    return sock is not None and sock.fileno() == fd
 
 
 def _report(error: Exception) -> None:
