@@ -426,8 +426,6 @@ def check(record: Record, seen: Seen, policy: Policy, *, tls: bool) -> None:
     assert record.tried.startswith(seen.got)
     if tls:
         return  # The counts are of the wire.
-    if isinstance(policy.close, Abort) and policy.watch and policy.grace == 0.0:
-        return  # What send accepts while the watcher aborts is in no count: `Loss` says so.
     for end in record.ends:
         assert end.sent is not None
         assert end.unacknowledged is not None

@@ -43,65 +43,71 @@ _RESETTABLE = frozenset(
 class Outcome(Value):
     """What was seen while a connection was ended."""
 
-    __slots__ = ("unacknowledged", "unread", "reset")
+    __slots__ = ("sent", "unacknowledged", "unread", "reset", "over")
+    sent: int | None
     unacknowledged: int | None
     unread: int | None
     reset: bool
+    # False: a RST is on its way, and until then the kernel goes on counting what is sent.
+    over: bool
 
-    def __init__(self, unacknowledged: int | None, unread: int | None, reset: bool) -> None:
-        self._set(unacknowledged=unacknowledged, unread=unread, reset=reset)
+    def __init__(
+        self,
+        sent: int | None,
+        unacknowledged: int | None,
+        unread: int | None,
+        reset: bool = False,
+        over: bool = True,
+    ) -> None:
+        self._set(sent=sent, unacknowledged=unacknowledged, unread=unread, reset=reset, over=over)
 
 
-def finish(sock: Raw, mode: CloseMode, *, fin_sent: bool) -> Outcome:
+def finish(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome:
     """Everything but close(2), which the caller does next. Blocks no longer than *mode* says.
 
-    *fin_sent*: whether our FIN has been sent before.
+    *syn*: see `_kernel.counts`. *fin_sent*: whether our FIN has been sent before.
     """
     if isinstance(mode, Abort):
-        return _abort(sock, fin_sent)
+        return _abort(sock, syn, fin_sent)
     sends_fin = _kernel.tcp_state(sock) in _kernel.SENDS_FIN
     if isinstance(mode, Drain):
-        return _drain(sock, mode.timeout, fin_sent, sends_fin)
+        return _drain(sock, mode.timeout, syn, fin_sent, sends_fin)
     linger = mode.seconds if isinstance(mode, Linger) else None
-    return _graceful(sock, linger, fin_sent, sends_fin)
+    return _graceful(sock, linger, syn, fin_sent, sends_fin)
 
 
-def can_release(sock: Raw, mode: CloseMode) -> bool:
-    """Whether `release` can be had now: not an `Abort` with unread input, for which the kernel has
-    nothing while sent data is unacknowledged (see `_kernel.reset_keeping_input`)."""
-    if not isinstance(mode, Abort) or _kernel.tcp_state(sock) in _OVER:
-        return True
-    return not (_kernel.unread(sock) and _kernel.unacknowledged(sock, fin_sent=False))
-
-
-def release(sock: Raw, mode: CloseMode) -> bool:
+def release(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome | None:
     """Ends a connection that the peer has closed; the owner may read what is left, then b"".
 
-    Never blocks. False, and nothing done, for an `Abort` that can not yet be had without throwing
-    unread input away.
+    Never blocks. None, and nothing done, for an `Abort` that can not yet be had without throwing
+    unread input away. One that is not `over` is to be asked for again, until it is.
     """
+    unread = _kernel.unread(sock)
     if not isinstance(mode, Abort):
+        fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
         _kernel.shutdown(sock, _socket.SHUT_RDWR)
-        return True
-    if _kernel.tcp_state(sock) in _OVER:
-        return True
-    if _kernel.unread(sock):
-        return _kernel.reset_keeping_input(sock)
-    _kernel.disconnect(sock)
-    # A disconnected socket answers ECONNRESET, then ENOTCONN; after this, as one at end of file.
-    _kernel.take_error(sock)
-    _kernel.shutdown(sock, _socket.SHUT_RDWR)
-    return True
+    elif _kernel.tcp_state(sock) not in _OVER:
+        if unread:
+            if not _kernel.reset_keeping_input(sock):
+                return None
+            counts = _kernel.counts(sock, syn=syn, fin_sent=fin_sent)
+            return Outcome(*counts, unread, reset=True, over=False)
+        outcome = _abort(sock, syn, fin_sent)
+        # A disconnected socket answers ECONNRESET, then ENOTCONN; after this, as one at its end.
+        _kernel.take_error(sock)
+        _kernel.shutdown(sock, _socket.SHUT_RDWR)
+        return outcome
+    return Outcome(*_kernel.counts(sock, syn=syn, fin_sent=fin_sent), unread)
 
 
-def _graceful(sock: Raw, linger: int | None, fin_sent: bool, sends_fin: bool) -> Outcome:
+def _graceful(sock: Raw, linger: int | None, syn: int, fin_sent: bool, sends_fin: bool) -> Outcome:
     _kernel.set_linger(sock, linger)
     fin_sent |= _kernel.shutdown(sock, _socket.SHUT_RDWR) and sends_fin
     dropped = _drop_unread(sock)
-    return Outcome(_kernel.unacknowledged(sock, fin_sent=fin_sent), dropped, reset=False)
+    return Outcome(*_kernel.counts(sock, syn=syn, fin_sent=fin_sent), dropped)
 
 
-def _drain(sock: Raw, timeout: float, fin_sent: bool, sends_fin: bool) -> Outcome:
+def _drain(sock: Raw, timeout: float, syn: int, fin_sent: bool, sends_fin: bool) -> Outcome:
     dropped, closed = 0, False
     try:
         # Whoever is killed, or interrupted, while waiting has stopped waiting: that is a RST.
@@ -112,21 +118,20 @@ def _drain(sock: Raw, timeout: float, fin_sent: bool, sends_fin: bool) -> Outcom
         if closed:
             _kernel.set_linger(sock, None)
         else:
-            aborted = _abort(sock, fin_sent)
+            aborted = _abort(sock, syn, fin_sent)
     if not closed:
-        return Outcome(aborted.unacknowledged, dropped + (aborted.unread or 0), aborted.reset)
+        return aborted.__replace__(unread=dropped + (aborted.unread or 0))
     _kernel.shutdown(sock, _socket.SHUT_RDWR)
-    return Outcome(_kernel.unacknowledged(sock, fin_sent=fin_sent), dropped, reset=False)
+    return Outcome(*_kernel.counts(sock, syn=syn, fin_sent=fin_sent), dropped)
 
 
-def _abort(sock: Raw, fin_sent: bool) -> Outcome:
-    unacknowledged = _kernel.unacknowledged(sock, fin_sent=fin_sent)
+def _abort(sock: Raw, syn: int, fin_sent: bool) -> Outcome:
     unread = _kernel.unread(sock)
     reset = _kernel.tcp_state(sock) in _RESETTABLE
     _kernel.set_linger(sock, 0)
     # Where this fails, close(2) with that linger sends the RST; the readers have been woken.
-    _kernel.disconnect(sock)
-    return Outcome(unacknowledged, unread, reset)
+    counts = _kernel.disconnect(sock, syn=syn, fin_sent=fin_sent)
+    return Outcome(*counts, unread, reset=reset)
 
 
 def _drop_unread(sock: Raw) -> int:

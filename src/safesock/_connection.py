@@ -15,6 +15,7 @@ import time
 import weakref
 
 from safesock import _closing, _kernel
+from safesock._closing import Outcome
 from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause, CloseReport, Loss, cause_of
 from safesock._policy import Abort, CloseMode, Drain, Linger, Policy
@@ -54,9 +55,11 @@ class Connection:
         "report",
         "untold",
         "released",
+        "is_dying",
         "forgiven",
         "visits",
         "stepping_in",
+        "telling",
         "close_is_due",
     )
 
@@ -76,11 +79,14 @@ class Connection:
         # The error of a loss that the watcher found, for the owner's next call.
         self.untold: OSError | None = None
         self.released = False
+        # It has been, but the RST is still on its way.
+        self.is_dying = False
         # Bytes of the one send that seemed to succeed after `release`.
         self.forgiven: int | None = None
         self.visits: list[weakref.ref[Visit]] = []
-        # The thread of the watcher, while it is at work with it.
+        # The thread of the watcher, while it is at work with it; the owner's call that is.
         self.stepping_in: int | None = None
+        self.telling: weakref.ref[Visit] | None = None
         self.close_is_due = False
 
     def begins(self, address: Any) -> None:
@@ -124,6 +130,8 @@ class Connection:
     ) -> dict[str, Any] | None:
         """Records the loss, once, and gives what it has recorded. *decrypted*: bytes that TLS holds
         for the owner."""
+        visit = Visit()
+        self._hold_the_watcher_off(visit)
         if self.is_lost():
             return None
         end = self._end(sock, cause, error, decrypted)
@@ -137,19 +145,25 @@ class Connection:
         """Whether there is a record of a loss."""
         return self.loss is not None
 
-    def release(self, sock: Raw) -> bool:
-        """Ends the connection and leaves the descriptor and what is unread to the owner."""
-        if not self.released:
-            # Before, not after: a call that comes in between is told what it is to be told.
+    def release(self, sock: Raw) -> None:
+        """Ends the connection and leaves the descriptor and what is unread to the owner; or leaves
+        that to the watcher, where it cannot be done yet."""
+        self._correct(self._release(sock))
+
+    def _release(self, sock: Raw) -> Outcome | None:
+        if self.is_elsewhere() or (self.released and not self.is_dying):
             self.released = True
-            aborts = isinstance(self.policy.close, Abort)
-            sends_fin = not aborts and _kernel.tcp_state(sock) in _kernel.SENDS_FIN
-            before = self.fin_sent
-            self.fin_sent |= sends_fin
-            self.released = self.is_elsewhere() or _closing.release(sock, self.policy.close)
-            if not self.released:
-                self.fin_sent = before
-        return self.released
+            return None
+        mode = self.policy.close
+        sends_fin = not isinstance(mode, Abort) and _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+        was_released, fin_sent = self.released, self.fin_sent
+        # Before, not after: a call that comes in between is told what it is to be told.
+        self.released = True
+        self.fin_sent |= sends_fin
+        outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=fin_sent)
+        self.released = was_released or outcome is not None
+        self.is_dying = self.released and not (outcome and outcome.over)
+        return outcome
 
     def owner_has_shut(self, state: TcpState | None) -> None:
         """The owner has ended its own sending, in this state."""
@@ -157,11 +171,13 @@ class Connection:
         self.fin_sent |= state in _kernel.SENDS_FIN
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
-        """For an owner that has not reacted to a loss. False: it cannot be done yet."""
+        """For an owner that has not reacted to a loss. False: it is to be done again."""
         visit = self.enter()
         self.stepping_in = threading.get_ident()
         try:
-            return self._step_in(sock, decrypted)
+            # Its owner may be at it, and waits only for a watcher that has begun before.
+            is_told = self.telling is not None and self.telling() is not None
+            return not is_told and self._step_in(sock, decrypted)
         finally:
             self.leave(sock, visit)
             self.stepping_in = None
@@ -169,27 +185,31 @@ class Connection:
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
         told = self.loss is not None and self.policy.on_loss != "release"
-        if told or self.released or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
+        done = (told or self.released) and not self.is_dying
+        if done or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
-        if self.policy.on_loss != "keep" and not _closing.can_release(sock, self.policy.close):
-            return False  # Before anything is recorded: until then the owner may go on sending.
-        before = self.loss
-        error = _kernel.take_error(sock) if state is TcpState.CLOSE and not before else None
-        self.untold = error
-        cause = (error and cause_of(error)) or Cause.FIN
-        mine = self.loss if self.lose(sock, cause, error, decrypted) else None
-        if self.policy.on_loss == "keep":
-            return True
-        if not self.release(sock):
-            if self.loss is mine and not self.close_is_due:  # Nobody has been told of it.
-                self.loss = before
-            return False
-        if mine is not None and not isinstance(self.policy.close, Abort):
-            # With what the owner's send has accepted since then; now it accepts no more.
-            sent, unacknowledged = self._counts(sock)
-            if self.loss is mine:
-                self.loss = mine.__replace__(sent=sent, unacknowledged=unacknowledged)
-        return True
+        error = end = outcome = None
+        if state is TcpState.CLOSE and (self.loss is None or self.is_dying):
+            error = _kernel.take_error(sock)
+        if self.loss is None:
+            end = self._end(sock, (error and cause_of(error)) or Cause.FIN, error, decrypted)
+        if self.policy.on_loss != "keep":
+            outcome = self._release(sock)
+            if not self.released:
+                return False  # Nothing has been recorded: until then the owner may go on.
+        if end is not None:
+            self.untold = error
+            self.loss = Loss(**end)
+        self._correct(outcome)
+        return not self.is_dying
+
+    def _correct(self, outcome: Outcome | None) -> None:
+        """The counts of a loss that was recorded while others could still send."""
+        if outcome is not None and self.loss is not None:
+            counts = self._with_forgiven(outcome.sent, outcome.unacknowledged)
+            if (self.loss.sent, self.loss.unacknowledged) != counts:
+                sent, unacknowledged = counts
+                self.loss = self.loss.__replace__(sent=sent, unacknowledged=unacknowledged)
 
     def settle(self, sock: Raw) -> None:
         """After a release that took the kernel a while: its error is ours, not for the owner."""
@@ -208,6 +228,7 @@ class Connection:
         report = None
         visit = self.enter()
         try:
+            self._hold_the_watcher_off(visit)
             report = self.finish(sock, self.policy.close, decrypted, end)
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
             mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
@@ -216,11 +237,15 @@ class Connection:
         finally:
             self.report = self.report or report
             self.close_is_due = True
-            self._let_the_watcher_pass()
             self.leave(sock, visit)
 
-    def _let_the_watcher_pass(self) -> None:
-        """The descriptor is to be closed when the caller goes on, and it takes a moment only."""
+    def _hold_the_watcher_off(self, visit: Visit) -> None:
+        """For as long as *visit* lives it does not begin to step in."""
+        self.telling = weakref.ref(visit)
+        self.let_the_watcher_pass()
+
+    def let_the_watcher_pass(self) -> None:
+        """What it has begun, it ends first. That takes a moment only."""
         for _ in range(_MOMENTS):
             if self.stepping_in in (None, threading.get_ident()) or self.is_elsewhere():
                 break
@@ -256,16 +281,22 @@ class Connection:
         """Everything but close(2); None where there is nothing to do."""
         if sock.fileno() < 0 or self.is_elsewhere():
             return None
+        if self.is_dying:
+            self.release(sock)
         loss = self.loss
         cause, error = (loss.cause, loss.error) if loss else (Cause.CLOSED, None)
+        is_new = end is not None
         end = end or self._end(sock, cause, error, decrypted)
         aborted = loss and self.released and isinstance(mode, Abort)
         if loss and aborted and _kernel.tcp_state(sock) is TcpState.CLOSE:
             # It has been reset, and the kernel has forgotten what it had counted.
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
-        outcome = _closing.finish(sock, mode, fin_sent=self.fin_sent)
-        end["unacknowledged"] = _plus(outcome.unacknowledged, self.forgiven)
+        outcome = _closing.finish(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
+        if is_new:
+            self._correct(outcome)
+        counts = self._with_forgiven(outcome.sent, outcome.unacknowledged)
+        end["sent"], end["unacknowledged"] = counts
         end["unread"] = _plus(outcome.unread, decrypted)
         return CloseReport(**end, mode=mode, reset=outcome.reset)
 
@@ -320,7 +351,11 @@ class Connection:
 
     def _counts(self, sock: Raw) -> tuple[int | None, int | None]:
         """The bytes sent, and those that were not acknowledged."""
-        sent, unacknowledged = _kernel.counts(sock, syn=self.syn, fin_sent=self.fin_sent)
+        return self._with_forgiven(*_kernel.counts(sock, syn=self.syn, fin_sent=self.fin_sent))
+
+    def _with_forgiven(
+        self, sent: int | None, unacknowledged: int | None
+    ) -> tuple[int | None, int | None]:
         return _plus(sent, self.forgiven), _plus(unacknowledged, self.forgiven)
 
 

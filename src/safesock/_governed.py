@@ -24,6 +24,8 @@ _finalize: Any = Raw.__del__  # type: ignore[attr-defined]
 
 # Seconds until the watcher tries again what it could not do.
 _RETRY = 0.1
+# And until it looks how far a RST that takes a while has come.
+_LOOK = 0.5
 
 
 class GovernedSocket(socket.socket):
@@ -163,6 +165,7 @@ class GovernedSocket(socket.socket):
         connection = self._governed()
         if connection is None:
             return number
+        connection.let_the_watcher_pass()
         untold, connection.untold = connection.untold, None
         if untold is not None:
             number = untold.errno or 0
@@ -268,6 +271,7 @@ class GovernedSocket(socket.socket):
     def _raise_untold(self, connection: Connection, told: bool) -> None:
         """Raises, once, the error that the watcher kept for the owner, unless another call has
         *told* of the loss meanwhile."""
+        connection.let_the_watcher_pass()
         untold, connection.untold = connection.untold, None
         if untold is not None and not told:
             try:
@@ -297,13 +301,14 @@ class GovernedSocket(socket.socket):
             return None
         if connection.released:
             connection.settle(self)
-            return None
+            return 0.0 if connection.is_dying else None
         return self._policy.grace
 
     def _step_in(self) -> float | None:
-        if self._connection is None or self._connection.step_in(self, self._decrypted()):
+        connection = self._connection
+        if connection is None or connection.step_in(self, self._decrypted()):
             return None
-        return max(self._policy.grace, _RETRY)
+        return _LOOK if connection.is_dying else max(self._policy.grace, _RETRY)
 
     # After a loss -------------------------------------------------------------------------------
 

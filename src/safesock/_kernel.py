@@ -57,8 +57,7 @@ _TCP = frozenset(
 )
 # As C knows them: socket.socket makes an enum of each.
 _family, _type, _proto = Raw.family.__get__, Raw.type.__get__, Raw.proto.__get__
-_SO_ATTACH_FILTER = 26
-_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0 bytes of the packet.
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 # Offsets in struct tcp_info: u32, u64, u32, and two u64, the second being tcpi_bytes_retrans.
 _TCP_INFO_LAST_ACK_RECV = 56
 _TCP_INFO_BYTES_ACKED = 120
@@ -179,9 +178,9 @@ def counts(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | No
     return accepted, queued - (fin and queued > 0)
 
 
-def unacknowledged(sock: Raw, *, fin_sent: bool) -> int | None:
-    """The second of `counts`."""
-    return counts(sock, syn=0, fin_sent=fin_sent)[1]
+def has_unacknowledged(sock: Raw) -> bool:
+    """Whether anything that was sent, our FIN included, waits for an acknowledgement."""
+    return bool(_queue(sock, "TIOCOUTQ"))
 
 
 def fin_was_sent(sock: Raw) -> bool:
@@ -316,46 +315,70 @@ def os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def disconnect(sock: Raw) -> bool:
+def disconnect(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | None]:
     """connect(2) to AF_UNSPEC: RST, whoever else holds the connection; unread input is thrown away.
+    Gives the `counts` of that moment. Where the system has no such thing it does nothing else.
 
-    False where the system has no such thing.
+    The kernel forgets its counts then, and another thread's `send` may be at work until then. But
+    SIOCOUTQ goes on answering, with what was unacknowledged and a distance that each disconnect
+    adds: a second one tells how far that is. No acknowledgement may come between.
     """
     connect = _load_connect()
     if connect is None:
-        return False
-    done = connect(sock.fileno()) == 0
-    # It wakes those who wait in recv, on every kernel, and puts nothing on the wire; but not first,
-    # as OpenSSL answers the end of file with an alert. Some kernels want it first (EBUSY).
+        return counts(sock, syn=syn, fin_sent=fin_sent)
+    _hide_peer(sock)
+    sent, queued = counts(sock, syn=syn, fin_sent=fin_sent)
+    if connect(sock.fileno()) != 0:
+        # Some kernels refuse while somebody waits in recv (EBUSY), whom this wakes.
+        shutdown(sock, _socket.SHUT_RD)
+        connect(sock.fileno())
+    once = _queue(sock, "TIOCOUTQ")
+    connect(sock.fileno())
+    twice = _queue(sock, "TIOCOUTQ")
+    show_peer(sock)
+    # Others wake by this, which puts nothing on the wire; but not first, as OpenSSL answers the end
+    # of file with an alert.
     shutdown(sock, _socket.SHUT_RD)
-    return done or connect(sock.fileno()) == 0
+    if sent is None or queued is None or once is None or twice is None or fin_sent:
+        return sent, queued
+    more = (2 * once - twice - queued) % 2**32
+    return (sent + more, queued + more) if more < 2**31 else (sent, queued)
 
 
 def reset_keeping_input(sock: Raw) -> bool:
-    """RST that leaves unread input where it is, in about two seconds. False: it cannot be done.
+    """RST that leaves unread input where it is, in about two seconds. False: not while sent data
+    is unacknowledged.
 
     AF_UNSPEC throws unread input away, and so does close(2). What sends RST and does not is a
     keepalive that gives up: a filter (SO_ATTACH_FILTER) hides from this socket all that the peer
     sends, so the first probe, due at once as nothing has come for a second, is not answered. While
-    sent data is unacknowledged there are no probes, so then this is of no use.
+    sent data is unacknowledged there are no probes, and what the peer answers to it is needed.
     """
-    if unacknowledged(sock, fin_sent=False):
+    _hide_peer(sock)
+    if has_unacknowledged(sock):
+        show_peer(sock)
         return False
     try:
-        _hide_peer(sock)
         Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 0)
         set_keepalive(sock, KeepAlive(idle=1, interval=1, count=1))
     except OSError:
-        return False
+        pass  # Somebody else has closed it.
     return True
 
 
-def _hide_peer(sock: Raw) -> None:
-    import ctypes
+def show_peer(sock: Raw) -> None:
+    """Ends the hiding of the peer (SO_DETACH_FILTER)."""
+    try:
+        Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    except OSError:
+        pass  # It was not hidden, or somebody else has closed the socket.
 
-    instruction = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
-    program = struct.pack("HP", 1, ctypes.addressof(instruction))
-    Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+def _hide_peer(sock: Raw) -> None:
+    try:
+        Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all)
+    except OSError:
+        pass  # Somebody else has closed it.
 
 
 def _tcp_info(sock: Raw) -> bytes:
@@ -403,18 +426,22 @@ def _set_tcp(sock: Raw, name: str, value: int) -> None:
 
 
 _connect: Callable[[int], int] | None = None
+# A filter that drops all: BPF, return 0 bytes of the packet.
+_drop_all = b""
 
 
 def _load_connect() -> Callable[[int], int] | None:
     # Python's own connect takes no AF_UNSPEC.
-    global _connect
+    global _connect, _drop_all
     if _connect is None and LINUX:
         import ctypes
 
         connect = ctypes.CDLL(None, use_errno=True).connect
         unspec = bytes(16)
+        instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0), 8)
+        _drop_all = struct.pack("HP", 1, ctypes.addressof(instruction))
 
-        def connect_unspec(fd: int) -> int:
+        def connect_unspec(fd: int, _kept_alive: object = instruction) -> int:
             result: int = connect(fd, unspec, len(unspec))
             return result
 

@@ -91,7 +91,6 @@ _FIELDS = """
     lifetime: seconds from the connect to this record.
     sent: bytes that `send` accepted, over the whole connection; for TLS, bytes on the wire, with
         the handshake. Those that others sent who hold the same connection are among them.
-        What `send` accepts at the very moment at which the watcher aborts is in no count.
     unacknowledged: those of them that the peer's kernel had not acknowledged (SIOCOUTQ). What is
         acknowledged has reached the peer's kernel: that is not to say that the peer's program has
         read it, let alone acted on it.

@@ -201,7 +201,7 @@ class Link:
             self.error = error
 
     def _queued(self) -> int | None:
-        return _kernel.unacknowledged(self.sock, fin_sent=False)
+        return _kernel.counts(self.sock, syn=0, fin_sent=False)[1]
 
 
 def _counted(count: int) -> str:
