@@ -22,7 +22,17 @@ from kernel import wait_until
 from peer import EOF, RESET, Peer, PeerEnd
 from process import Gate, Script, forked, in_child, run_script
 
-from safesock import Abort, Cause, Drain, Graceful, Linger, Policy, SafeSocket, create_connection
+from safesock import (
+    Abort,
+    Cause,
+    Drain,
+    Graceful,
+    Linger,
+    Policy,
+    SafeSocket,
+    _watch,
+    create_connection,
+)
 from safesock._policy import CloseMode
 
 MODES = [Graceful(), Drain(1), Linger(1), Abort()]
@@ -630,6 +640,54 @@ def test_watched_socket_is_collected_at_once(peer: Peer, mode: CloseMode, fin: b
         gc.enable()
     assert end.read_to_end() == (b"", seen_by_peer(mode))
     let_watcher_pass(peer)
+
+
+class Still:
+    """Something to be watched."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def _peer_has_closed(self) -> float | None:
+        return None
+
+    def _step_in(self) -> float | None:
+        return None
+
+
+class Between:
+    """The watcher's epoll, with something that happens while a descriptor is registered."""
+
+    def __init__(self, epoll: select.epoll, act: Callable[[], None]) -> None:
+        self._epoll, self._act = epoll, act
+
+    def register(self, fd: int, events: int) -> None:
+        self._act()
+        self._epoll.register(fd, events)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+def test_socket_that_is_dropped_while_it_is_registered_is_collected_at_once(peer: Peer) -> None:
+    """Nor does the watcher collect it, and put off the end and the ResourceWarning."""
+    with peer.connected() as (sock, _):
+        held = [Still(sock.fileno())]
+        dead, seen = weakref.ref(held[0]), Gate()
+        watcher = _watch._start()
+
+        def drop() -> None:
+            held.clear()
+            if dead() is None:
+                seen.open()
+
+        with seen, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(watcher, "_epoll", Between(watcher._epoll, drop))
+            watcher.add_soon(held[0])
+            seen.wait()
 
 
 @pytest.mark.campaign

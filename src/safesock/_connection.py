@@ -245,7 +245,8 @@ class Connection:
         self.let_the_watcher_pass()
 
     def let_the_watcher_pass(self) -> None:
-        """What it has begun, it ends first. That takes a moment only."""
+        """What it has begun, it ends first: only then is there a record to go by. That takes a
+        moment only."""
         for _ in range(_MOMENTS):
             if self.stepping_in in (None, threading.get_ident()) or self.is_elsewhere():
                 break
@@ -293,7 +294,7 @@ class Connection:
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
         outcome = _closing.finish(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
-        if is_new:
+        if is_new or self.is_dying:
             self._correct(outcome)
         counts = self._with_forgiven(outcome.sent, outcome.unacknowledged)
         end["sent"], end["unacknowledged"] = counts

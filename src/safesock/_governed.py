@@ -157,15 +157,16 @@ class GovernedSocket(socket.socket):
     def _governed(self) -> Connection | None:
         """The connection, if it has been made."""
         connection = self._connection
-        if connection is not None and connection.peer is None and _kernel.was_established(self):
-            self._established()
+        if connection is not None:
+            connection.let_the_watcher_pass()
+            if connection.peer is None and _kernel.was_established(self):
+                self._established()
         return connection if connection is not None and connection.peer is not None else None
 
     def _socket_error(self, number: int) -> int:
         connection = self._governed()
         if connection is None:
             return number
-        connection.let_the_watcher_pass()
         untold, connection.untold = connection.untold, None
         if untold is not None:
             number = untold.errno or 0
@@ -271,7 +272,6 @@ class GovernedSocket(socket.socket):
     def _raise_untold(self, connection: Connection, told: bool) -> None:
         """Raises, once, the error that the watcher kept for the owner, unless another call has
         *told* of the loss meanwhile."""
-        connection.let_the_watcher_pass()
         untold, connection.untold = connection.untold, None
         if untold is not None and not told:
             try:

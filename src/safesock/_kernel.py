@@ -171,8 +171,8 @@ def counts(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | No
     the state CLOSE, which does not show it; it counts as a byte, too.
     """
     info, queued = _tcp_info_and_queue(sock)
-    if queued is None or not info:
-        return None, None
+    if queued is None or not info or (info[0] == TcpState.CLOSE and _bytes_acked(info) < syn):
+        return None, None  # Where our SYN is not counted any more, `disconnect` was quicker.
     fin = fin_sent or info[0] in _OUR_FIN_OPEN or info[0] in _OUR_FIN_DONE
     accepted = max(_bytes_acked(info) - syn + queued - fin, 0)
     return accepted, queued - (fin and queued > 0)

@@ -1,0 +1,92 @@
+"""The counts of a connection that the watcher ends while its owner goes on sending."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+from typing import Any
+
+import kernel
+import pytest
+from peer import RESET, TIMEOUT, Peer, PeerEnd
+
+from safesock import Abort, Cause, CloseReport, Drain, Graceful, Linger, Loss, Policy, SafeSocket
+
+MODES = [Graceful(), Drain(1), Linger(1), Abort()]
+ROUNDS = 25
+
+
+def send_until_the_end(sock: SafeSocket, size: int) -> int:
+    """The bytes that `send` accepted until it failed."""
+    chunk, accepted = bytes(size), 0
+    for _ in itertools.repeat(None, 10_000_000):
+        try:
+            accepted += sock.send(chunk)
+        except BrokenPipeError:
+            return accepted
+    raise AssertionError("it never fails")
+
+
+def reading(end: PeerEnd, seen: list[tuple[bytes, str]]) -> threading.Thread:
+    """The peer reads to the end, beside."""
+    reader = threading.Thread(target=lambda: seen.append(end.read_to_end()))
+    reader.start()
+    return reader
+
+
+def check(record: Loss | CloseReport | None, accepted: int, got: bytes) -> None:
+    assert record is not None
+    assert record.cause is Cause.FIN
+    assert record.sent == accepted
+    assert record.unacknowledged is not None
+    assert accepted - record.unacknowledged <= len(got) <= accepted
+
+
+@pytest.mark.parametrize("mode", MODES, ids=repr)
+def test_what_send_accepts_until_the_watcher_ends_it_is_counted(peer: Peer, mode: Any) -> None:
+    for size in (1, 100, 5000) * (ROUNDS // 3):
+        with peer.connected(Policy(mode, grace=0)) as (sock, end):
+            seen: list[tuple[bytes, str]] = []
+            reader = reading(end, seen)
+            closer = threading.Timer(0.01, end.half_close)
+            closer.start()
+            try:
+                accepted = send_until_the_end(sock, size)
+            finally:
+                closer.join(TIMEOUT)
+                reader.join(TIMEOUT)
+            check(sock.loss, accepted, seen[0][0])
+            check(sock.close_report, accepted, seen[0][0])
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+@pytest.mark.parametrize("peer_is", ["reading", "gone"])
+def test_abort_with_unread_input_is_told_to_an_owner_that_sends(
+    peer: Peer, size: int, peer_is: str
+) -> None:
+    """The kernel takes two seconds for that RST, but not for a peer whose answers it is shown."""
+    with peer.connected(Policy(Abort(), grace=0)) as (sock, end):
+        end.say(b"unread")
+        seen: list[tuple[bytes, str]] = []
+        if peer_is == "gone":
+            end.close()
+        else:
+            end.half_close()
+            reader = reading(end, seen)
+        kernel.wait_until(lambda: sock.loss is not None)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 50_000)
+        if peer_is == "gone":
+            accepted = send_until_the_end(sock, size)
+            check(sock.loss, accepted, b"")
+        else:
+            accepted = sock.send(bytes(size)) + sock.send(bytes(size))
+            reader.join(TIMEOUT)
+            assert seen[0][1] == RESET
+            kernel.wait_until(lambda: kernel.state_of(sock) == "CLOSE")
+            with pytest.raises(BrokenPipeError):
+                sock.send(b"too late")
+            check(sock.loss, accepted, seen[0][0])
+            check(sock.close_report, accepted, seen[0][0])
+        assert sock.loss is not None
+        assert sock.loss.unread == len(b"unread")
