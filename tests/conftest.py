@@ -4,7 +4,10 @@ import socket
 import ssl
 from collections.abc import Iterator
 
+import kernel
+import netns
 import pytest
+from netns import Network
 from peer import Peer
 from tls_peer import Certificates, TlsPeer
 
@@ -20,6 +23,22 @@ def peer46(request: pytest.FixtureRequest) -> Iterator[Peer]:
     """Once over IPv4, once over IPv6."""
     with Peer(request.param) as one:
         yield one
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """Two hosts of our own, and a cable."""
+    if reason := netns.why_not():
+        pytest.skip(reason)
+    with netns.network() as made:
+        yield made
+
+
+@pytest.fixture
+def nothing_is_left_open() -> Iterator[None]:
+    before = kernel.descriptors()
+    yield
+    assert kernel.descriptors() == before
 
 
 # TLS --------------------------------------------------------------------------------------------

@@ -25,19 +25,14 @@ BOTH: Any = [socket.create_connection, create_connection]
 # What http.client, smtplib, ftplib and others pass on for "no timeout was given".
 NOT_GIVEN: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def the_watcher_runs() -> None:
     """Its descriptors are opened once and for all: they are none that a test leaves."""
     with Peer() as one:
         create_connection(one.address).close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_open() -> Iterator[None]:
-    before = kernel.descriptors()
-    yield
-    assert kernel.descriptors() == before
 
 
 @pytest.fixture

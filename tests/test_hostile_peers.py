@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import kernel
-import netns
 import pytest
 import trustme
 from netns import SERVICE, Network
@@ -651,14 +650,6 @@ def test_a_certificate_that_goes_bad_ends_it(
 
 
 # A network that drops packets, or says that there is no way --------------------------------------
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    if reason := netns.why_not():
-        pytest.skip(reason)
-    with netns.network() as made:
-        yield made
 
 
 class Remote:

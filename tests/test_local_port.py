@@ -44,19 +44,14 @@ ONCE = Reconnect(attempts=1, deadline=TIMEOUT)
 Address = tuple[str, int]
 Dial = Callable[[Address, Address, Policy | None], SafeSocket]
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def the_watcher_runs() -> None:
     """Its descriptors are opened once and for all: they are none that a test leaves."""
     with Peer() as one:
         create_connection(one.address).close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_open() -> Iterator[None]:
-    before = kernel.descriptors()
-    yield
-    assert kernel.descriptors() == before
 
 
 @pytest.fixture

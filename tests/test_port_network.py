@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import kernel
-import netns
 import pytest
 import tenacity
 from kernel import wait_until
@@ -36,27 +35,14 @@ LOCAL = (CLIENT, PORT)
 QUICK = 0.3
 ONCE = Reconnect(attempts=1, deadline=TIMEOUT)
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def the_watcher_runs() -> None:
     """Its descriptors are opened once and for all: they are none that a test leaves."""
     with Peer() as one:
         safesock.create_connection(one.address).close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_open() -> Iterator[None]:
-    before = kernel.descriptors()
-    yield
-    assert kernel.descriptors() == before
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    if reason := netns.why_not():
-        pytest.skip(reason)
-    with netns.network() as made:
-        yield made
 
 
 @pytest.fixture

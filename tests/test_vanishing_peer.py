@@ -35,14 +35,6 @@ QUICK = 0.25
 
 
 @pytest.fixture
-def network() -> Iterator[Network]:
-    if reason := netns.why_not():
-        pytest.skip(reason)
-    with netns.network() as made:
-        yield made
-
-
-@pytest.fixture
 def remote(network: Network) -> Iterator[Peer]:
     """The peer on the other host."""
     with network.service.entered():

@@ -67,7 +67,7 @@ class PortHolder(Value):
     def __str__(self) -> str:
         words = [self.state]
         if self.peer is not None:
-            words.append(f"with {_shown(self.peer)}")
+            words.append(f"with {shown(self.peer)}")
         if self.pid is not None:
             command = " ".join(str(self.command).split())
             words.append(f"of process {self.pid} ({command}), descriptor {self.descriptor}")
@@ -120,9 +120,9 @@ class LocalPortBusyError(OSError):
         return max(known) if self.passes and len(known) == len(times) else None
 
     def __str__(self) -> str:
-        towards = f" towards {_shown(self.peer)}" if self.call == "connect" else ""
+        towards = f" towards {shown(self.peer)}" if self.call == "connect" else ""
         held = "; ".join(map(str, self.holders)) or "the system does not say what"
-        where = f"local port {_shown(self.local)} is busy{towards}"
+        where = f"local port {shown(self.local)} is busy{towards}"
         return f"[Errno {self.errno}] {self.call}: {where}: {held}"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,7 +156,7 @@ class ReconnectError(ConnectionError):
         count = len(self.attempts)
         tried = f"{count} attempt{'' if count == 1 else 's'}"
         last = f"; the last: {_named(self.attempts[-1])}" if self.attempts else ""
-        return f"no connection to {_shown(self.address)} after {tried}: {self.reason}{last}"
+        return f"no connection to {shown(self.address)} after {tried}: {self.reason}{last}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.address, self.attempts, self.reason), self.__dict__.copy()
@@ -168,6 +168,7 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def _shown(address: tuple[Any, ...]) -> str:
+def shown(address: tuple[Any, ...]) -> str:
+    """As users write it."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in str(host) else f"{host or '*'}:{port}"

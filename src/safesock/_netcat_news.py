@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from safesock._errors import shown
 from safesock._reconnect import Reconnect
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     import tenacity
 
 
@@ -37,7 +36,7 @@ class News:
         except OSError:
             self.tell("connected")
         else:
-            self.tell(f"connected from {_shown(local)} to {_shown(peer)}")
+            self.tell(f"connected from {shown(local)} to {shown(peer)}")
 
     def reconnect(self, attempts: int, deadline: float) -> Reconnect:
         """With the default strategies, and news of what they decide."""
@@ -61,11 +60,6 @@ class News:
             return seconds
 
         return Reconnect(attempts, deadline, wait, retry)
-
-
-def _shown(address: tuple[Any, ...]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _write(text: str) -> None:
