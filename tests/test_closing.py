@@ -323,8 +323,17 @@ def test_interrupted_drain_aborts(peer: Peer) -> None:
         assert ending.result() == EOF
 
 
-@each_timeout
-@each_unread
+@pytest.mark.parametrize(
+    ("unread", "timeout"),
+    [
+        (False, None),
+        (True, 0.0),
+        *(
+            pytest.param(unread, timeout, marks=pytest.mark.campaign)
+            for unread, timeout in ((False, TIMEOUT), (False, 0.0), (True, None), (True, TIMEOUT))
+        ),
+    ],
+)
 def test_linger_goes_on_in_the_background_after_its_seconds(
     unread: bool, timeout: float | None
 ) -> None:

@@ -142,8 +142,8 @@ DISASTERS = {
     ("name", "on_loss"),
     [
         *itertools.product(DISASTERS, ["close"]),
-        ("silence, user_timeout", "release"),
-        ("ICMP host unreachable", "keep"),
+        pytest.param("silence, user_timeout", "release", marks=pytest.mark.campaign),
+        pytest.param("ICMP host unreachable", "keep", marks=pytest.mark.campaign),
     ],
 )
 def test_every_call_tells_of_it_as_on_a_plain_socket(

@@ -880,7 +880,14 @@ def until_interrupted(sock: SafeSocket, address: Any) -> None:
     interrupter.join()
 
 
-@pytest.mark.parametrize("connect", [without_waiting, until_a_timeout, until_interrupted])
+@pytest.mark.parametrize(
+    "connect",
+    [
+        without_waiting,
+        pytest.param(until_a_timeout, marks=pytest.mark.campaign),
+        pytest.param(until_interrupted, marks=pytest.mark.campaign),
+    ],
+)
 def test_connect_that_takes_its_time_is_watched_when_it_is_made(
     connect: Callable[[SafeSocket, Any], None],
 ) -> None:

@@ -226,7 +226,7 @@ def test_a_socket_made_non_blocking_by_its_type_is_taken(peer: Peer) -> None:
         assert safe.connect_ex(peer.address) == errno.EINPROGRESS
 
 
-@pytest.mark.parametrize("watch", [False, True])
+@pytest.mark.parametrize("watch", [pytest.param(False, marks=pytest.mark.campaign), True])
 def test_a_connect_under_way_is_governed_once_it_is_made(watch: bool) -> None:
     stack, listener, sock = unanswered()
     with stack, wrap(sock, Policy(watch=watch, grace=0.01)) as safe:
