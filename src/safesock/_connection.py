@@ -1,13 +1,15 @@
 """The life of one connection, from connect to its end: what every driver decides the same way.
 
 A driver owns the descriptor and calls: it says when a call came back empty or with an error, and
-when its owner closes. What that means is decided here. There is no lock, as `close` may come from a
-signal handler or the garbage collector in the middle of anything: the first record of an end stays,
-and the close sequences may be run again.
+when its owner closes. What that means is decided here. Threads take turns, as the kernel forgets
+its counts when a connection is reset; but nobody waits for ever, as `close` may come from a signal
+handler or the garbage collector in the middle of anything: the first record of an end stays, and
+the close sequences may be run again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import threading
@@ -22,11 +24,12 @@ from safesock._policy import Abort, CloseMode, Drain, Linger, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 _numbers = itertools.count(1)
-# How long, in seconds, and how often the watcher is waited for.
-_MOMENT, _MOMENTS = 0.0001, 1000
+# Seconds that a turn is waited for, beside those of a `Drain`: others take microseconds.
+_PATIENCE = 1.0
 
 
 class Visit:
@@ -59,7 +62,8 @@ class Connection:
         "forgiven",
         "visits",
         "stepping_in",
-        "telling",
+        "teller",
+        "turn",
         "close_is_due",
     )
 
@@ -84,9 +88,12 @@ class Connection:
         # Bytes of the one send that seemed to succeed after `release`.
         self.forgiven: int | None = None
         self.visits: list[weakref.ref[Visit]] = []
-        # The thread of the watcher, while it is at work with it; the owner's call that is.
+        # The thread of the watcher, while it is at work with it.
         self.stepping_in: int | None = None
-        self.telling: weakref.ref[Visit] | None = None
+        # The thread that has told its owner of the loss.
+        self.teller: int | None = None
+        # Of those who end it, or record its end.
+        self.turn = threading.RLock()
         self.close_is_due = False
 
     def begins(self, address: Any) -> None:
@@ -130,16 +137,13 @@ class Connection:
     ) -> dict[str, Any] | None:
         """Records the loss, once, and gives what it has recorded. *decrypted*: bytes that TLS holds
         for the owner."""
-        visit = Visit()
-        self._hold_the_watcher_off(visit)
-        if self.is_lost():
-            return None
-        end = self._end(sock, cause, error, decrypted)
-        loss = Loss(**end)
-        if self.loss is not None:
-            return None  # Another thread has been quicker.
-        self.loss = loss
-        return end
+        with self._in_turn():
+            if self.loss is not None or self.close_is_due:
+                return None
+            end = self._end(sock, cause, error, decrypted)
+            self.loss = Loss(**end)
+            self.teller = threading.get_ident()
+            return end
 
     def is_lost(self) -> bool:
         """Whether there is a record of a loss."""
@@ -172,15 +176,16 @@ class Connection:
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it is to be done again."""
+        if not self.turn.acquire(blocking=False):
+            return False  # Its owner is at it.
         visit = self.enter()
         self.stepping_in = threading.get_ident()
         try:
-            # Its owner may be at it, and waits only for a watcher that has begun before.
-            is_told = self.telling is not None and self.telling() is not None
-            return not is_told and self._step_in(sock, decrypted)
+            return self._step_in(sock, decrypted)
         finally:
-            self.leave(sock, visit)
             self.stepping_in = None
+            self.turn.release()
+            self.leave(sock, visit)
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
@@ -228,8 +233,10 @@ class Connection:
         report = None
         visit = self.enter()
         try:
-            self._hold_the_watcher_off(visit)
-            report = self.finish(sock, self.policy.close, decrypted, end)
+            with self._in_turn():
+                if self.report is None:
+                    report = self.finish(sock, self.policy.close, decrypted, end)
+                    self.report = self.report or report
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
             mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
             report = self.finish(sock, mode, decrypted)
@@ -239,18 +246,24 @@ class Connection:
             self.close_is_due = True
             self.leave(sock, visit)
 
-    def _hold_the_watcher_off(self, visit: Visit) -> None:
-        """For as long as *visit* lives it does not begin to step in."""
-        self.telling = weakref.ref(visit)
-        self.let_the_watcher_pass()
+    @contextlib.contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """After those who are at it; or beside them, when they take their time."""
+        mode = self.policy.close
+        patience = _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0)
+        # What the parent's threads were at when this process was forked off will never end here.
+        is_taken = not self.is_elsewhere() and self.turn.acquire(timeout=patience)
+        try:
+            yield
+        finally:
+            if is_taken:
+                self.turn.release()
 
     def let_the_watcher_pass(self) -> None:
-        """What it has begun, it ends first: only then is there a record to go by. That takes a
-        moment only."""
-        for _ in range(_MOMENTS):
-            if self.stepping_in in (None, threading.get_ident()) or self.is_elsewhere():
-                break
-            time.sleep(_MOMENT)
+        """What it has begun, it ends first: only then is there a record to go by."""
+        if self.stepping_in not in (None, threading.get_ident()):
+            with self._in_turn():
+                pass
 
     def enter(self) -> Visit:
         """Before the number of the descriptor is used."""

@@ -128,7 +128,8 @@ class Connector:
         """Connects, and gives one socket for life: see `ReconnectingSocket`. With TLS it is a
         `SafeSSLSocket` as well.
 
-        Raises as `connect`, and ValueError where the policy's on_loss is not "close".
+        Raises as `connect`, ValueError where the policy's on_loss is not "close", and RuntimeError
+        for a second one: a connector belongs to its socket.
         """
         self._refuse_for_life()
         policy = self._dialler.policy

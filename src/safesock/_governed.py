@@ -388,6 +388,13 @@ class GovernedSocket(socket.socket):
         """Whether its owner has aborted it, in another thread, while this one waited."""
         return self._is_closed() and isinstance(error, (BrokenPipeError, ConnectionResetError))
 
+    def _is_echo(self) -> bool:
+        """Whether the error of a call comes of what another thread did, which had been told of the
+        loss."""
+        connection = self._connection
+        teller = None if connection is None else connection.teller
+        return teller not in (None, threading.get_ident()) and self._is_gone()
+
     def _is_gone(self) -> bool:
         """Whether the loss has been told and the descriptor closed, but not yet by the owner."""
         return self.fileno() < 0 and self.loss is not None and not self._is_closed()

@@ -145,7 +145,8 @@ class SafeSocket(GovernedSocket):
             return True
         self._failed(error)
         connection = self._connection
-        return connection is not None and connection.was_ended_here(self._cause(error))
+        ended_here = connection is not None and connection.was_ended_here(self._cause(error))
+        return ended_here or self._is_echo()
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -219,6 +220,8 @@ class SafeSocket(GovernedSocket):
         connection = self._governed()
         if connection is None or not connection.was_ended_here(self._cause(error)):
             self._failed(error)
+            if self._is_echo():
+                raise broken_pipe() from None
             return None
         if connection.may_forgive():
             size = sum(memoryview(part).nbytes for part in data)

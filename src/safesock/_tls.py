@@ -160,7 +160,7 @@ class SafeSSLSocket(ssl.SSLSocket, SafeSocket):  # type: ignore[misc]
         except OSError as error:
             self._failed(error)
             ragged = isinstance(error, ssl.SSLEOFError) and self.suppress_ragged_eofs
-            if not ragged and not self._was_aborted(error):
+            if not ragged and not self._was_aborted(error) and not self._is_echo():
                 raise
             return b"" if buffer is None else 0
         return answer

@@ -1,10 +1,11 @@
-"""The counts of a connection that the watcher ends while its owner goes on sending."""
+"""The counts of a connection that one thread ends while others are at work with it."""
 
 from __future__ import annotations
 
 import itertools
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kernel
@@ -96,3 +97,32 @@ def test_abort_with_unread_input_is_told_to_an_owner_that_sends(
             check(sock.close_report, accepted, seen[0][0])
         assert sock.loss is not None
         assert sock.loss.unread == len(b"unread")
+
+
+@pytest.mark.parametrize("mode", [*MODES[:1], Drain(0.05), *MODES[2:]], ids=repr)
+@pytest.mark.parametrize("call", ["close", "recv"])
+def test_threads_that_end_it_at_once_count_and_tell_it_once(
+    peer: Peer, mode: Any, call: str
+) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            with peer.connected(Policy(mode, watch=False)) as (sock, end):
+                sock.sendall(bytes(100))
+                assert end.read(100) == bytes(100)
+                begin = threading.Barrier(3)
+
+                def act(sock: SafeSocket = sock, begin: threading.Barrier = begin) -> None:
+                    begin.wait(TIMEOUT)
+                    if call == "close":
+                        sock.close()
+                    else:
+                        assert sock.recv(9) == b""
+
+                acting = [pool.submit(act) for _ in range(3)]
+                if call == "recv":
+                    end.half_close()
+                for one in acting:
+                    one.result(TIMEOUT)
+            for record in (sock.close_report, sock.loss):
+                if record is not None:
+                    assert (record.sent, record.unacknowledged) == (100, 0)
