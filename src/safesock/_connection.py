@@ -299,7 +299,6 @@ class Connection:
             self.release(sock)
         loss = self.loss
         cause, error = (loss.cause, loss.error) if loss else (Cause.CLOSED, None)
-        is_new = end is not None
         end = end or self._end(sock, cause, error, decrypted)
         aborted = loss and self.released and isinstance(mode, Abort)
         if loss and aborted and _kernel.tcp_state(sock) is TcpState.CLOSE:
@@ -307,8 +306,8 @@ class Connection:
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
         outcome = _closing.finish(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
-        if is_new or self.is_dying:
-            self._correct(outcome)
+        if self.policy.on_loss == "close" or self.is_dying:
+            self._correct(outcome)  # The loss and the close are one.
         counts = self._with_forgiven(outcome.sent, outcome.unacknowledged)
         end["sent"], end["unacknowledged"] = counts
         end["unread"] = _plus(outcome.unread, decrypted)
