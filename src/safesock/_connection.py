@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _numbers = itertools.count(1)
+_made: dict[int, threading.RLock] = {}
 # Seconds that a turn is waited for, beside those of a `Drain`: others take microseconds.
 _PATIENCE = 1.0
 
@@ -92,8 +93,8 @@ class Connection:
         self.stepping_in: int | None = None
         # The thread that has told its owner of the loss.
         self.teller: int | None = None
-        # Of those who end it, or record its end.
-        self.turn = threading.RLock()
+        # Of those who end it, or record its end: see `_lock`.
+        self.turn: threading.RLock | None = None
         self.close_is_due = False
 
     def begins(self, address: Any) -> None:
@@ -145,10 +146,6 @@ class Connection:
             self.teller = threading.get_ident()
             return end
 
-    def is_lost(self) -> bool:
-        """Whether there is a record of a loss."""
-        return self.loss is not None
-
     def release(self, sock: Raw) -> None:
         """Ends the connection and leaves the descriptor and what is unread to the owner; or leaves
         that to the watcher, where it cannot be done yet."""
@@ -176,7 +173,8 @@ class Connection:
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it is to be done again."""
-        if not self.turn.acquire(blocking=False):
+        turn = self._lock()
+        if not turn.acquire(blocking=False):
             return False  # Its owner is at it.
         visit = self.enter()
         self.stepping_in = threading.get_ident()
@@ -184,7 +182,7 @@ class Connection:
             return self._step_in(sock, decrypted)
         finally:
             self.stepping_in = None
-            self.turn.release()
+            turn.release()
             self.leave(sock, visit)
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
@@ -252,12 +250,22 @@ class Connection:
         mode = self.policy.close
         patience = _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0)
         # What the parent's threads were at when this process was forked off will never end here.
-        is_taken = not self.is_elsewhere() and self.turn.acquire(timeout=patience)
+        turn = self._lock()
+        is_taken = not self.is_elsewhere() and turn.acquire(timeout=patience)
         try:
             yield
         finally:
             if is_taken:
-                self.turn.release()
+                turn.release()
+
+    def _lock(self) -> threading.RLock:
+        """Made when it is first needed, as it takes more memory than all the rest; one for all, as
+        `setdefault` is atomic, and an entry goes only after it is known here."""
+        if self.turn is None:
+            made = _made.setdefault(id(self), threading.RLock())
+            self.turn = self.turn or made
+            _made.pop(id(self), None)
+        return self.turn
 
     def let_the_watcher_pass(self) -> None:
         """What it has begun, it ends first: only then is there a record to go by."""
