@@ -346,7 +346,7 @@ def disconnect(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int 
 
 
 def reset_keeping_input(sock: Raw) -> bool:
-    """RST that leaves unread input where it is, in about two seconds. False: not while sent data
+    """RST that leaves unread input where it is, in a second or two. False: not while sent data
     is unacknowledged.
 
     AF_UNSPEC throws unread input away, and so does close(2). What sends RST and does not is a
