@@ -112,9 +112,10 @@ DISASTERS = {
     "cable pulled, user_timeout": Disaster(
         Network.pull_the_cable, {"user_timeout": QUICK}, DATA, errno.ETIMEDOUT, Cause.TIMEOUT
     ),
+    # Several packets: one that meets the ARP entry as it is given up is dropped without a word.
     "no ARP, user_timeout": Disaster(
         Network.lose_the_router,
-        {"user_timeout": QUICK},
+        {"user_timeout": 4 * QUICK},
         DATA,
         errno.EHOSTUNREACH,
         Cause.UNREACHABLE,
