@@ -126,3 +126,27 @@ def test_threads_that_end_it_at_once_count_and_tell_it_once(
             for record in (sock.close_report, sock.loss):
                 if record is not None:
                     assert (record.sent, record.unacknowledged) == (100, 0)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=repr)
+def test_sender_that_another_thread_ends_it_under_is_told_as_after_a_loss(
+    peer: Peer, mode: Any
+) -> None:
+    """With Abort the kernel says ECONNRESET to it, as if there were a second loss."""
+    with peer.connected(Policy(mode, watch=False)) as (sock, end):
+        errors: list[OSError] = []
+
+        def send() -> None:
+            try:
+                sock.sendall(bytes(50_000_000))
+            except OSError as error:
+                errors.append(error)
+
+        sock.settimeout(None)
+        sender = threading.Thread(target=send)
+        sender.start()
+        kernel.wait_until_blocked(sender)
+        end.half_close()
+        assert sock.recv(1) == b""
+        sender.join(TIMEOUT)
+        assert [type(error) for error in errors] == [BrokenPipeError]

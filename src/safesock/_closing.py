@@ -79,12 +79,12 @@ def finish(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome:
 def release(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome | None:
     """Ends a connection that the peer has closed; the owner may read what is left, then b"".
 
-    Never blocks. None, and nothing done, for an `Abort` that can not yet be had without throwing
-    unread input away. One that is not `over` is to be asked for again, until it is.
+    *fin_sent*: whether our FIN has been sent, or is by this. Never blocks. None, and nothing done,
+    for an `Abort` that can not yet be had without throwing unread input away. One that is not
+    `over` is to be asked for again, until it is.
     """
     unread = _kernel.unread(sock)
     if not isinstance(mode, Abort):
-        fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
         _kernel.shutdown(sock, _socket.SHUT_RDWR)
     elif _kernel.tcp_state(sock) not in _OVER:
         if unread:

@@ -156,12 +156,12 @@ class Connection:
             self.released = True
             return None
         mode = self.policy.close
-        sends_fin = not isinstance(mode, Abort) and _kernel.tcp_state(sock) in _kernel.SENDS_FIN
-        was_released, fin_sent = self.released, self.fin_sent
+        was_released = self.released
         # Before, not after: a call that comes in between is told what it is to be told.
         self.released = True
-        self.fin_sent |= sends_fin
-        outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=fin_sent)
+        if not isinstance(mode, Abort):
+            self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+        outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
         self.released = was_released or outcome is not None
         self.is_dying = self.released and not (outcome and outcome.over)
         return outcome
@@ -192,9 +192,8 @@ class Connection:
         if done or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
         error = end = outcome = None
-        if state is TcpState.CLOSE and (self.loss is None or self.is_dying):
-            error = _kernel.take_error(sock)
         if self.loss is None:
+            error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
             end = self._end(sock, (error and cause_of(error)) or Cause.FIN, error, decrypted)
         if self.policy.on_loss != "keep":
             outcome = self._release(sock)
@@ -249,8 +248,8 @@ class Connection:
         """After those who are at it; or beside them, when they take their time."""
         mode = self.policy.close
         patience = _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0)
-        # What the parent's threads were at when this process was forked off will never end here.
         turn = self._lock()
+        # What the parent's threads were at when this process was forked off will never end here.
         is_taken = not self.is_elsewhere() and turn.acquire(timeout=patience)
         try:
             yield

@@ -178,11 +178,6 @@ def counts(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | No
     return accepted, queued - (fin and queued > 0)
 
 
-def has_unacknowledged(sock: Raw) -> bool:
-    """Whether anything that was sent, our FIN included, waits for an acknowledgement."""
-    return bool(_queue(sock, "TIOCOUTQ"))
-
-
 def fin_was_sent(sock: Raw) -> bool:
     """Whether our side has been shut down already; the state CLOSE does not tell."""
     return tcp_state(sock) in _OUR_FIN_OPEN | _OUR_FIN_DONE
@@ -335,7 +330,7 @@ def disconnect(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int 
     once = _queue(sock, "TIOCOUTQ")
     connect(sock.fileno())
     twice = _queue(sock, "TIOCOUTQ")
-    show_peer(sock)
+    _show_peer(sock)
     # Others wake by this, which puts nothing on the wire; but not first, as OpenSSL answers the end
     # of file with an alert.
     shutdown(sock, _socket.SHUT_RD)
@@ -355,8 +350,8 @@ def reset_keeping_input(sock: Raw) -> bool:
     sent data is unacknowledged there are no probes, and what the peer answers to it is needed.
     """
     _hide_peer(sock)
-    if has_unacknowledged(sock):
-        show_peer(sock)
+    if _queue(sock, "TIOCOUTQ"):
+        _show_peer(sock)
         return False
     try:
         Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 0)
@@ -366,19 +361,18 @@ def reset_keeping_input(sock: Raw) -> bool:
     return True
 
 
-def show_peer(sock: Raw) -> None:
-    """Ends the hiding of the peer (SO_DETACH_FILTER)."""
-    try:
-        Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-    except OSError:
-        pass  # It was not hidden, or somebody else has closed the socket.
-
-
 def _hide_peer(sock: Raw) -> None:
     try:
         Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all)
     except OSError:
         pass  # Somebody else has closed it.
+
+
+def _show_peer(sock: Raw) -> None:
+    try:
+        Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    except OSError:
+        pass  # It was not hidden, or somebody else has closed the socket.
 
 
 def _tcp_info(sock: Raw) -> bytes:
