@@ -103,7 +103,8 @@ class PortWait:
     not an attempt of its own."""
 
     def __init__(self, until: float, give_up: float) -> None:
-        """*until*: for what the kernel gives a time for (TIME_WAIT). *give_up*: for the rest."""
+        """*until*: for what the kernel gives a time for (TIME_WAIT). *give_up*: for the rest, not
+        counting that time."""
         self._until = until
         self._give_up = min(give_up, until)
         self._look = _FIRST_LOOK
@@ -118,11 +119,18 @@ class PortWait:
             again = self._may_be_gone and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
             self._may_be_gone = False
             return look if again and now + look < self._give_up else None
+        self._may_be_gone = True
         if not error.passes:
             return None
         seconds = error.seconds_left
         # Once is not enough: FIN_WAIT may have refused it, and be TIME_WAIT when it is looked for.
         known, self._known = self._known, seconds is not None
-        pause = max(seconds, look) if seconds is not None and known else look
-        latest = self._give_up if seconds is None else self._until
+        if seconds is None or not known:
+            return self._within(look, self._give_up if seconds is None else self._until, now)
+        pause = self._within(max(seconds, look), self._until, now)
+        self._give_up = min(self._give_up + (pause or 0.0), self._until)
+        return pause
+
+    @staticmethod
+    def _within(pause: float, latest: float, now: float) -> float | None:
         return pause if now + pause < latest else None
