@@ -13,6 +13,7 @@ import pytest
 from peer import RESET, TIMEOUT, Peer, PeerEnd
 
 from safesock import Abort, Cause, CloseReport, Drain, Graceful, Linger, Loss, Policy, SafeSocket
+from safesock._connection import Connection
 
 MODES = [Graceful(), Drain(1), Linger(1), Abort()]
 
@@ -150,3 +151,32 @@ def test_sender_that_another_thread_ends_it_under_is_told_as_after_a_loss(
         assert sock.recv(1) == b""
         sender.join(TIMEOUT)
         assert [type(error) for error in errors] == [BrokenPipeError]
+
+
+def test_owner_that_comes_while_the_watcher_leaves_closes(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher counts as being at work with the descriptor, which nobody may close then."""
+    leaving, done = threading.Event(), threading.Event()
+    leave = Connection.leave
+
+    def leave_late(connection: Connection, sock: Any, visit: Any) -> None:
+        if threading.current_thread().name == "safesock-watcher":
+            leaving.set()
+            kernel.wait_until(lambda: done.is_set() or waits_for_a_lock(owner), "the owner comes")
+        leave(connection, sock, visit)
+
+    owner = threading.current_thread()
+    with peer.connected(Policy(grace=0)) as (sock, end):
+        monkeypatch.setattr(Connection, "leave", leave_late)
+        end.half_close()
+        assert leaving.wait(TIMEOUT)
+        assert sock.recv(1) == b""
+        open_still = sock.fileno() >= 0
+        done.set()
+    assert not open_still
+
+
+def waits_for_a_lock(thread: threading.Thread) -> bool:
+    with open(f"/proc/self/task/{thread.native_id}/wchan", encoding="ascii") as place:
+        return place.read().startswith("futex")

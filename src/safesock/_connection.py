@@ -176,16 +176,22 @@ class Connection:
         turn = self._lock()
         if not turn.acquire(blocking=False):
             return False  # Its owner is at it.
-        visit = self.enter()
         self.stepping_in = threading.get_ident()
         try:
-            return self._step_in(sock, decrypted)
+            # Where it is about to be closed, whoever does that is to be the last one out.
+            return self.report is not None or self._step_in(sock, decrypted)
         finally:
             self.stepping_in = None
             turn.release()
-            self.leave(sock, visit)
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
+        visit = self.enter()
+        try:
+            return self._end_or_wait(sock, decrypted)
+        finally:
+            self.leave(sock, visit)
+
+    def _end_or_wait(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
         told = self.loss is not None and self.policy.on_loss != "release"
         done = (told or self.released) and not self.is_dying
