@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -17,14 +18,12 @@ import pytest
 from cpython_runner import DEADLINE, Mode
 
 RUNNER = Path(__file__).with_name("cpython_runner.py")
-# They wait more than they compute.
-AT_ONCE = 6
 # How often a test whose outcome differs is run again.
 ROUNDS = 3
 
 WITHOUT_TLS = (Mode.SAFE, Mode.RELEASE)
 WITH_TLS = (Mode.SAFE, Mode.BEFORE_SSL, Mode.TLS, Mode.RELEASE)
-# The slowest first, as they run side by side.
+# The slowest first, as tests run side by side.
 SUITES = {
     "test_ssl": WITH_TLS,
     "test_imaplib": WITH_TLS,
@@ -73,51 +72,46 @@ def run(module: str, mode: Mode, names: Iterable[str] = ()) -> Report:
         return report
 
 
-class Runs:
-    """Each suite in each mode, run once, several at a time."""
+class PlainRuns:
+    """Each suite without safesock: run once, for all the processes that run tests side by side."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-        self._reports: dict[tuple[str, Mode], Future[Report]] = {}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def start(self, module: str, mode: Mode) -> Future[Report]:
-        key = module, mode
-        if key not in self._reports:
-            self._reports[key] = self._pool.submit(run, module, mode)
-        return self._reports[key]
-
-    def that_differ_again(self, module: str, mode: Mode, names: list[str]) -> list[str]:
-        """Those of *names* that come out in a way in which, without safesock, they never do.
-
-        There are tests that fail now and then on a busy machine. They are run with the others of
-        their classes, on whose doings they may depend.
-        """
-        classes = {match[0] for name in names if (match := re.search(r"test\.\w+(\.\w+)?", name))}
-        seen = {
-            each: [self._pool.submit(run, module, each, classes) for _ in range(ROUNDS)]
-            for each in (Mode.PLAIN, mode)
-            if names
-        }
-
-        def outcomes(name: str, each: Mode) -> set[str | None]:
-            return {report.result()["outcomes"].get(name) for report in seen[each]}
-
-        return [name for name in names if not outcomes(name, mode) <= outcomes(name, Mode.PLAIN)]
+    def of(self, module: str) -> Report:
+        with (self._folder / f"{module}.json").open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if not file.read(1):
+                json.dump(run(module, Mode.PLAIN), file)
+            file.seek(0)
+            report: Report = json.load(file)
+            return report
 
 
-@pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
-    """The runs that the selected tests need, all of them under way."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        started = Runs(pool)
-        for item in request.session.items:
-            if item.path == request.path and isinstance(item, pytest.Function):
-                of: Mapping[str, Any] = item.callspec.params
-                if is_installed(of["module"]):
-                    started.start(of["module"], Mode.PLAIN)
-                    started.start(of["module"], of["mode"])
-        yield started
-        pool.shutdown(cancel_futures=True)
+@pytest.fixture(scope="session")
+def plain_runs(tmp_path_factory: pytest.TempPathFactory) -> PlainRuns:
+    folder = tmp_path_factory.getbasetemp()
+    return PlainRuns(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+def that_differ_again(module: str, mode: Mode, names: list[str]) -> list[str]:
+    """Those of *names* that come out in a way in which, without safesock, they never do.
+
+    There are tests that fail now and then on a busy machine. They are run with the others of
+    their classes, on whose doings they may depend.
+    """
+    classes = {match[0] for name in names if (match := re.search(r"test\.\w+(\.\w+)?", name))}
+    seen = {
+        each: [run(module, each, classes) for _ in range(ROUNDS)]
+        for each in (Mode.PLAIN, mode)
+        if names
+    }
+
+    def outcomes(name: str, each: Mode) -> set[str | None]:
+        return {report["outcomes"].get(name) for report in seen[each]}
+
+    return [name for name in names if not outcomes(name, mode) <= outcomes(name, Mode.PLAIN)]
 
 
 def is_installed(module: str) -> bool:
@@ -141,11 +135,13 @@ def differing(plain: Report, safe: Report) -> list[str]:
 
 
 @pytest.mark.parametrize(("module", "mode"), cases())
-def test_cpythons_own_tests_come_out_the_same(runs: Runs, module: str, mode: Mode) -> None:
+def test_cpythons_own_tests_come_out_the_same(
+    plain_runs: PlainRuns, module: str, mode: Mode
+) -> None:
     if not is_installed(module):
         pytest.skip(f"this Python comes without test.{module}, its own tests")
-    plain = runs.start(module, Mode.PLAIN).result()
-    safe = runs.start(module, mode).result()
+    safe = run(module, mode)
+    plain = plain_runs.of(module)
 
     assert "pass" in safe["outcomes"].values()
     assert safe["connections"] > 0 or module in WITHOUT_CONNECTIONS
@@ -153,7 +149,7 @@ def test_cpythons_own_tests_come_out_the_same(runs: Runs, module: str, mode: Mod
     wrong = [
         f"{name}: {plain['outcomes'].get(name)} became {safe['outcomes'].get(name)}\n"
         + safe["details"].get(name, "")
-        for name in runs.that_differ_again(module, mode, names)
+        for name in that_differ_again(module, mode, names)
     ]
     assert not wrong, "\n".join(wrong)
     # Threads, processes or files left behind, and exceptions that nobody could catch.

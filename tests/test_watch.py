@@ -458,7 +458,7 @@ def test_waiting_costs_nothing(peer: Peer, on_loss: Any, how: str) -> None:
         with peer.connected(Policy(grace=NEVER)) as (busy, its_end):
             let_watcher_pass(peer)
             keep_busy(busy, its_end)
-            time.sleep(0.05)  # For what it was doing at that moment: it goes back to the kernel.
+            wait_until(lambda: kernel.is_asleep(watchers()[0]), "it is back in the kernel")
             before = watcher_switches()
             for _ in range(3):
                 keep_busy(busy, its_end)
