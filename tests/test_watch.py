@@ -62,8 +62,9 @@ class Ends:
         wait_until(lambda: self.state in states, f"{states}, not {self.state}")
 
     def wait_for_our_end(self) -> None:
-        """Until we have closed our side."""
+        """Until we have closed our side, and the watcher is done with it."""
         wait_until(lambda: self.state not in ("ESTABLISHED", "CLOSE_WAIT"), "we close our side")
+        wait_until(lambda: all(map(kernel.is_asleep, watchers())), "the watcher is done")
 
 
 def let_watcher_pass(peer: Peer, grace: float = 0.0) -> None:
