@@ -140,20 +140,27 @@ class Dialler:
 
     def _connect(self, made: tuple[int, int, int], sockaddr: Any, until: float) -> SafeSocket:
         """With the local port, once it is free."""
-        wait = PortWait(until, time.monotonic() + self.seconds_for_one(until))
+        seconds = self.seconds_for_one(until)
+        wait = PortWait(until, time.monotonic() + seconds)
         while True:
             try:
-                return self._connect_now(made, sockaddr, until)
+                return self._connect_now(made, sockaddr, until, seconds)
             except OSError as error:
                 pause = wait.pause(error, time.monotonic())
                 if pause is None:
                     raise
-            self._sleep(pause)
+                self._sleep(pause)
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise  # It says more than that the time is over.
+                seconds = min(left, seconds)
 
-    def _connect_now(self, made: tuple[int, int, int], sockaddr: Any, until: float) -> SafeSocket:
+    def _connect_now(
+        self, made: tuple[int, int, int], sockaddr: Any, until: float, seconds: float
+    ) -> SafeSocket:
         sock = SafeSocket(*made, policy=self.policy)
         with self.working_on(sock, until):
-            sock.settimeout(self.seconds_for_one(until))
+            sock.settimeout(seconds)
             connect_from(sock, self.local_address, sockaddr)
             if _kernel.local_name(sock) == _kernel.peer_name(sock):
                 # A simultaneous open (RFC 9293, 3.5): its SYN met itself, as nobody listens there.
