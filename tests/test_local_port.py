@@ -9,6 +9,8 @@ import os
 import pickle
 import random
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from safesock import (
     SafeSocket,
     create_connection,
 )
+from safesock._dial import Dialler
 
 HOST, OTHER_HOST = "127.0.0.1", "127.0.0.2"
 HOSTS = {socket.AF_INET: HOST, socket.AF_INET6: "::1"}
@@ -488,6 +491,27 @@ def test_time_wait_is_not_waited_for_past_the_deadline(peer: Peer, port: int) ->
     assert error.seconds_left is not None
     # Had it been waited for up to the deadline, there would be less.
     assert error.seconds_left > 60 - TIMEOUT
+
+
+def test_who_holds_the_port_is_told_where_the_wait_for_it_outlasts_the_deadline(
+    peer: Peer, port: int
+) -> None:
+    """A sleep may take longer than it is to; "the deadline has passed" would say less."""
+    local = (HOST, port)
+    sock = by_function(peer.address, local, PLAIN)
+    end = peer.accept()
+    sock.close()
+    assert end.read_to_end() == (b"", EOF)
+    until = time.monotonic() + 3
+
+    def oversleep(_: float) -> None:
+        while time.monotonic() < until:
+            threading.Event().wait(until - time.monotonic())
+
+    dialler = Dialler(peer.address, local, PLAIN, None, None, None, oversleep, lambda: None)
+    with pytest.raises(LocalPortBusyError) as caught:
+        dialler.dial(until)
+    assert caught.value.passes
 
 
 # Who does not hold it ----------------------------------------------------------------------------
