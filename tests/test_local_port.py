@@ -35,6 +35,7 @@ from safesock import (
     SafeSocket,
     create_connection,
 )
+from safesock._destination import Destination
 from safesock._dial import Dialler
 
 HOST, OTHER_HOST = "127.0.0.1", "127.0.0.2"
@@ -508,7 +509,7 @@ def test_who_holds_the_port_is_told_where_the_wait_for_it_outlasts_the_deadline(
         while time.monotonic() < until:
             threading.Event().wait(until - time.monotonic())
 
-    dialler = Dialler(peer.address, local, PLAIN, None, None, None, oversleep, lambda: None)
+    dialler = Dialler(Destination(peer.address, local, PLAIN), oversleep, lambda: None)
     with pytest.raises(LocalPortBusyError) as caught:
         dialler.dial(until)
     assert caught.value.passes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import threading
 import time
 import weakref
@@ -12,21 +11,25 @@ import weakref
 import tenacity
 
 from safesock import _forks
-from safesock._dial import Dialler, end, hurry
+from safesock._attempt import CUT, hurry, refuse_lost
+from safesock._destination import Destination
+from safesock._dial import Dialler, end
 from safesock._loss import Cause
-from safesock._policy import Abort, Policy, policy_or_default
-from safesock._reconnect import DEFAULT, Reconnect, Recovery, positive
+from safesock._policy import Abort
+from safesock._reconnect import Recovery
 from safesock._reconnecting import ReconnectingSocket
-from safesock._resolve import is_numeric
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
     from types import TracebackType
     from typing import Any, Self
 
     from safesock._connection import Connection
+    from safesock._policy import Policy
+    from safesock._reconnect import Reconnect
 
 
 class Connector:
@@ -77,25 +80,17 @@ class Connector:
         on_connect: Callable[[SafeSocket], object] | None = None,
         abort_previous: bool = False,
     ) -> None:
-        _check(address, local_address, reconnect, timeout)
-        _check_tls(ssl_context, server_hostname)
+        self._to = Destination(
+            address, local_address, policy, timeout, ssl_context, server_hostname
+        )
         if on_connect is not None and not callable(on_connect):
             raise TypeError(f"on_connect takes a function of the socket: not {on_connect!r}")
         if not isinstance(abort_previous, bool):
             raise TypeError(f"abort_previous takes True or False: not {abort_previous!r}")
-        self._recovery = Recovery(reconnect or DEFAULT, tuple(address))
-        self._dialler = Dialler(
-            tuple(address),
-            tuple(local_address) if local_address else None,
-            policy_or_default(policy),
-            timeout,
-            ssl_context,
-            server_hostname or address[0],
-            self._sleep,
-            self._recovery.refuse_if_closed,
-        )
+        self._recovery = Recovery(reconnect, self._to.address)
+        self._dialler = Dialler(self._to, self._sleep, self._recovery.refuse_if_closed)
         self._on_connect = on_connect
-        self._aborts = bool(abort_previous and local_address and local_address[1])
+        self._aborts = abort_previous and self._to.has_fixed_port()
         self._retrying = tenacity.Retrying(sleep=self._sleep, **self._recovery.strategies())
         # Held until the connector is closed. Not a threading.Event, which a KeyboardInterrupt in
         # the middle of its `wait` may leave locked for ever.
@@ -111,7 +106,7 @@ class Connector:
 
     def __repr__(self) -> str:
         sock = self._last() if self._last is not None else None
-        return f"<safesock.Connector to {self._dialler.address}, connection={sock!r}>"
+        return f"<safesock.Connector to {self._to.address}, connection={sock!r}>"
 
     # Connecting -----------------------------------------------------------------------------------
 
@@ -132,14 +127,14 @@ class Connector:
         for a second one: a connector belongs to its socket.
         """
         self._refuse_for_life()
-        policy = self._dialler.policy
+        policy = self._to.policy
         if policy.on_loss != "close":
             raise ValueError(
                 'a socket that reconnects closes what it has lost: its policy takes on_loss="close"'
                 f", not {policy.on_loss!r}"
             )
         kind = ReconnectingSocket
-        if self._dialler.ssl_context is not None:
+        if self._to.ssl_context is not None:
             from safesock._reconnecting_tls import ReconnectingSSLSocket as kind  # noqa: N813
         sock = kind._unconnected(policy, self._redial, self._stop)
         self._for_life = weakref.ref(sock)
@@ -284,7 +279,7 @@ class Connector:
     ) -> None:
         timeout = sock.gettimeout()
         # A value that nobody else sets, to know whether on_connect has set one.
-        seconds = self._dialler.seconds_for_one(until) * 0.999999
+        seconds = self._to.seconds_for_one(until) * 0.999999
         sock.settimeout(seconds)
         in_force = sock.gettimeout()
         try:
@@ -294,9 +289,7 @@ class Connector:
             # Without a descriptor too: a socket for life takes it to the next connection.
             if sock.gettimeout() == in_force and (sock.fileno() >= 0 or not sock._closed):
                 sock.settimeout(timeout)
-        lost = sock.loss is not None and sock.policy.on_loss != "keep"
-        if sock.fileno() < 0 or lost:
-            raise ConnectionError("the connection ended while on_connect ran")
+        refuse_lost(sock)
 
     def _sleep(self, seconds: float) -> None:
         if self._open.acquire(timeout=seconds):
@@ -329,14 +322,14 @@ def _cut_at(until: float, sock: SafeSocket) -> Iterator[None]:
         yield
     except Exception as error:
         if time.monotonic() >= until:
-            raise TimeoutError(_CUT) from error
+            raise TimeoutError(CUT) from error
         raise
     finally:
         timer.cancel()
         if timer.is_alive():
             timer.join()  # If it is at it, the connection has ended when this is done.
     if time.monotonic() >= until:
-        raise TimeoutError(_CUT)
+        raise TimeoutError(CUT)
 
 
 def _cut(ref: weakref.ref[SafeSocket], connection: Connection) -> None:
@@ -346,55 +339,3 @@ def _cut(ref: weakref.ref[SafeSocket], connection: Connection) -> None:
     hurry(sock, time.monotonic())
     sock._lose(Cause.ABORTED, None)
     sock._end_connection()
-
-
-_CUT = "on_connect was not done before the deadline"
-
-
-def _check(address: Any, local_address: Any, reconnect: Any, timeout: Any) -> None:
-    host, port = _pair("address", address, '("example.org", 443)')
-    if not host or not _can_be_asked_for(host):
-        raise ValueError(f"address takes the host to connect to: not {address!r}")
-    if isinstance(port, str) and port.lstrip("+-").isdecimal():
-        port = int(port)
-    if not (isinstance(port, str) and port):  # The name of a service will do.
-        _check_port("address", port, least=1)
-    if local_address is not None:
-        local_host, local_port = _pair("local_address", local_address, '("", 40000)')
-        if local_host and not is_numeric(local_host):
-            raise ValueError(f"local_address takes an IP address of this host: not {local_host!r}")
-        _check_port("local_address", local_port, least=0)
-    if reconnect is not None and not isinstance(reconnect, Reconnect):
-        raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {reconnect!r}")
-    if timeout is not None:
-        positive("timeout", timeout)
-
-
-def _can_be_asked_for(host: str) -> bool:
-    """Whether the system's resolver takes it, in Python's encoding (RFC 3490)."""
-    try:
-        return b"\0" not in host.encode("idna")
-    except UnicodeError:
-        return False
-
-
-def _check_tls(ssl_context: Any, server_hostname: Any) -> None:
-    if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
-        raise TypeError(f"ssl_context takes an ssl.SSLContext or None: not {ssl_context!r}")
-    if server_hostname is not None and not isinstance(server_hostname, str):
-        raise TypeError(f"server_hostname takes a str or None: not {server_hostname!r}")
-    if server_hostname is not None and ssl_context is None:
-        raise ValueError("server_hostname is for TLS: it takes an ssl_context too")
-
-
-def _pair(name: str, value: Any, example: str) -> tuple[str, Any]:
-    if not isinstance(value, (tuple, list)) or len(value) != 2 or not isinstance(value[0], str):
-        raise TypeError(f"{name} takes a pair of host and port, such as {example}: not {value!r}")
-    return value[0], value[1]
-
-
-def _check_port(name: str, port: Any, least: int) -> None:
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"{name} takes a port number: not {port!r}")
-    if not least <= port <= 65535:
-        raise ValueError(f"{name} takes a port from {least} to 65535: not {port!r}")

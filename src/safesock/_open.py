@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import sys
@@ -16,6 +17,7 @@ from safesock._socket import SafeSocket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Iterator
     from typing import Any, overload
 
     from safesock._tls import SafeSSLSocket
@@ -106,13 +108,22 @@ def _connect_at_last(sock: SafeSocket, sockaddr: Any, fixed: bool) -> None:
 
 
 def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any) -> None:
-    """bind(2), where there is a *local* address, and connect(2)."""
-    call = "bind"
-    try:
+    """bind(2), where there is a *local* address, and connect(2). For a non-blocking socket the
+    latter raises BlockingIOError."""
+    with naming_the_holder(sock, "bind", local, sockaddr):
         if local:
             sock.bind(local)
-        call = "connect"
+    with naming_the_holder(sock, "connect", local, sockaddr):
         _connect_at_last(sock, sockaddr, bool(local and local[1]))
+
+
+@contextlib.contextmanager
+def naming_the_holder(
+    sock: SafeSocket, call: str, local: tuple[Any, ...] | None, sockaddr: Any
+) -> Iterator[None]:
+    """Where *call* is refused because the local port is busy, says what holds it."""
+    try:
+        yield
     except OSError as error:
         if not local or not local[1] or (call, error.errno) not in _BUSY:
             if call == "bind" and local:

@@ -139,7 +139,11 @@ DEFAULT = Reconnect()
 class Recovery:
     """What happens to one connector between two connections that last: the state of `Reconnect`."""
 
-    def __init__(self, choice: Reconnect, address: tuple[Any, ...]) -> None:
+    def __init__(self, choice: Reconnect | None, address: tuple[Any, ...]) -> None:
+        if choice is None:
+            choice = DEFAULT
+        if not isinstance(choice, Reconnect):
+            raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {choice!r}")
         self._choice = choice
         self._address = address
         self._budget = Budget(choice.attempts, choice.deadline, choice.stable_after)

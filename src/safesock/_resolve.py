@@ -20,11 +20,13 @@ def is_numeric(host: str) -> bool:
     return bool(numeric((host, 0)))
 
 
-def numeric(address: tuple[Any, ...]) -> list[Resolved]:
+def numeric(
+    address: tuple[Any, ...], family: int = 0, proto: int = 0, flags: int = 0
+) -> list[Resolved]:
     """The address of *address*, if that needs no resolver; else nothing."""
     host, port = address[:2]
     try:
-        return _ask(host, port, socket.AI_NUMERICHOST)
+        return _ask(host, port, family, proto, flags | socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError):
         return []
 
@@ -57,6 +59,6 @@ def resolve(address: tuple[Any, ...], until: float, answers: Answers) -> list[Re
     return answer
 
 
-def _ask(host: Any, port: Any, flags: int = 0) -> list[Resolved]:
-    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, flags)
+def _ask(host: Any, port: Any, family: int = 0, proto: int = 0, flags: int = 0) -> list[Resolved]:
+    found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, proto, flags)
     return [((family, kind, proto), where) for family, kind, proto, _, where in found]

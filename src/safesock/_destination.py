@@ -1,0 +1,98 @@
+"""Where a `Connector` connects to, and how: its arguments, checked alike for every driver."""
+
+from __future__ import annotations
+
+import ssl
+import time
+
+from safesock._policy import policy_or_default
+from safesock._reconnect import positive
+from safesock._resolve import is_numeric, numeric
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from safesock._policy import Policy
+
+
+class Destination:
+    """Raises ValueError and TypeError for what cannot be meant."""
+
+    def __init__(
+        self,
+        address: tuple[Any, ...],
+        local_address: tuple[Any, ...] | None = None,
+        policy: Policy | None = None,
+        timeout: float | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> None:
+        _check(address, local_address, timeout)
+        _check_tls(ssl_context, server_hostname)
+        self.address = tuple(address)
+        self.local_address = tuple(local_address) if local_address else None
+        self.policy = policy_or_default(policy)
+        self.ssl_context = ssl_context
+        self.server_hostname = server_hostname or address[0]
+        self._timeout = timeout
+        # The address, if it needs no resolver.
+        self.numeric = numeric(self.address)
+
+    def has_fixed_port(self) -> bool:
+        """Whether only one connection to each peer is possible at a time."""
+        return bool(self.local_address and self.local_address[1])
+
+    def seconds_for_one(self, until: float) -> float:
+        """What the timeout and *until* leave for the next step. Raises TimeoutError for nothing."""
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the deadline has passed")
+        return left if self._timeout is None else min(left, self._timeout)
+
+
+def _check(address: Any, local_address: Any, timeout: Any) -> None:
+    host, port = _pair("address", address, '("example.org", 443)')
+    if not host or not _can_be_asked_for(host):
+        raise ValueError(f"address takes the host to connect to: not {address!r}")
+    if isinstance(port, str) and port.lstrip("+-").isdecimal():
+        port = int(port)
+    if not (isinstance(port, str) and port):  # The name of a service will do.
+        _check_port("address", port, least=1)
+    if local_address is not None:
+        local_host, local_port = _pair("local_address", local_address, '("", 40000)')
+        if local_host and not is_numeric(local_host):
+            raise ValueError(f"local_address takes an IP address of this host: not {local_host!r}")
+        _check_port("local_address", local_port, least=0)
+    if timeout is not None:
+        positive("timeout", timeout)
+
+
+def _can_be_asked_for(host: str) -> bool:
+    """Whether the system's resolver takes it, in Python's encoding (RFC 3490)."""
+    try:
+        return b"\0" not in host.encode("idna")
+    except UnicodeError:
+        return False
+
+
+def _check_tls(ssl_context: Any, server_hostname: Any) -> None:
+    if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+        raise TypeError(f"ssl_context takes an ssl.SSLContext or None: not {ssl_context!r}")
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise TypeError(f"server_hostname takes a str or None: not {server_hostname!r}")
+    if server_hostname is not None and ssl_context is None:
+        raise ValueError("server_hostname is for TLS: it takes an ssl_context too")
+
+
+def _pair(name: str, value: Any, example: str) -> tuple[str, Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not isinstance(value[0], str):
+        raise TypeError(f"{name} takes a pair of host and port, such as {example}: not {value!r}")
+    return value[0], value[1]
+
+
+def _check_port(name: str, port: Any, least: int) -> None:
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"{name} takes a port number: not {port!r}")
+    if not least <= port <= 65535:
+        raise ValueError(f"{name} takes a port from {least} to 65535: not {port!r}")
