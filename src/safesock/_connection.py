@@ -354,6 +354,10 @@ class Connection:
             sent=_plus(self.loss.sent, size), unacknowledged=_plus(self.loss.unacknowledged, size)
         )
 
+    def leave_unsent(self, size: int) -> None:
+        """Bytes that a driver has accepted and the kernel never got: they are counted as lost."""
+        self.forgiven = (self.forgiven or 0) + size
+
     def _end(
         self, sock: Raw, cause: Cause, error: BaseException | None, decrypted: int
     ) -> dict[str, Any]:

@@ -42,6 +42,9 @@ except ImportError:  # Windows
 LINUX = sys.platform == "linux"
 HAS_EPOLL = hasattr(select, "epoll")
 Raw = _socket.socket
+SHUT_WR = _socket.SHUT_WR
+# For getsockopt(2): the error of a connect that went on in the background.
+ERROR = _socket.SOL_SOCKET, _socket.SO_ERROR
 
 # What a connect that goes on in the background answers (EWOULDBLOCK on Windows).
 CONNECT_GOES_ON = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR, errno.EWOULDBLOCK})
@@ -219,7 +222,7 @@ def asks_for_type(option: tuple[Any, ...]) -> bool:
 
 def asks_for_error(option: tuple[Any, ...]) -> bool:
     """Whether these arguments of getsockopt(2) are about SO_ERROR."""
-    return option == (_socket.SOL_SOCKET, _socket.SO_ERROR)
+    return option == ERROR
 
 
 def prepare(sock: Raw, policy: Policy) -> None:

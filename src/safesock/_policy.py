@@ -199,6 +199,13 @@ def mode_within(mode: CloseMode, seconds: float) -> CloseMode:
     return Graceful() if isinstance(mode, Linger) and mode.seconds > seconds else mode
 
 
+def seconds_of(mode: CloseMode) -> float:
+    """How long a close by this mode may wait."""
+    if isinstance(mode, Drain):
+        return mode.timeout
+    return mode.seconds if isinstance(mode, Linger) else 0.0
+
+
 def policy_or_default(policy: Policy | None) -> Policy:
     """What a parameter `policy` means. Raises TypeError for what is no policy."""
     if policy is None:
