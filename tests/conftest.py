@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import kernel
 import netns
 import pytest
+from loops import LOOPS, Loop
 from netns import Network
 from peer import Peer
 from tls_peer import Certificates, TlsPeer
@@ -69,3 +70,12 @@ def context(certificates: Certificates) -> ssl.SSLContext:
 def context23(certificates: Certificates, version: str) -> ssl.SSLContext:
     """Once TLS 1.2, once 1.3."""
     return certificates.client(version)
+
+
+# asyncio ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(LOOPS))
+def loop(request: pytest.FixtureRequest) -> Loop:
+    """Once asyncio's own loop, once uvloop."""
+    return Loop(request.param)
