@@ -43,6 +43,10 @@ class Mode(enum.StrEnum):
     """As SAFE, and every `SSLContext` gives a `SafeSSLSocket`."""
     RELEASE = "release"
     """As TLS, with on_loss="release"."""
+    STREAMS = "streams"
+    """asyncio's clients are those of `safesock.asyncio`, its streams are, too."""
+    STREAMS_KEEP = "streams-keep"
+    """As STREAMS, with on_loss="keep": asyncio's own half-open connections."""
 
 
 class Released(safesock.SafeSocket):
@@ -52,8 +56,48 @@ class Released(safesock.SafeSocket):
         super().__init__(*args, policy=safesock.Policy(on_loss="release"), **kwargs)
 
 
+class Kept(safesock.SafeSocket):
+    """Half-open, as asyncio leaves a connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, policy=safesock.Policy(on_loss="keep"), **kwargs)
+
+
+def replace_asyncio(policy: safesock.Policy) -> None:
+    import asyncio
+
+    import safesock.asyncio
+
+    plain = asyncio.BaseEventLoop.create_connection
+
+    async def create_connection(
+        self: Any, factory: Any, host: Any = None, port: Any = None, **kwargs: Any
+    ) -> Any:
+        sock = kwargs.get("sock")
+        if sock is None:
+            kwargs["policy"] = policy
+        elif sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return await plain(self, factory, host, port, **kwargs)
+        return await safesock.asyncio.create_connection(factory, host, port, **kwargs)
+
+    async def open_connection(*args: Any, **kwargs: Any) -> Any:
+        return await safesock.asyncio.open_connection(*args, policy=policy, **kwargs)
+
+    asyncio.BaseEventLoop.create_connection = create_connection  # type: ignore[assignment]
+    streams: Any
+    for streams in (asyncio, asyncio.streams):
+        streams.open_connection = open_connection
+        streams.StreamReader = safesock.asyncio.SafeStreamReader
+        streams.StreamWriter = safesock.asyncio.SafeStreamWriter
+
+
 def replace(mode: Mode) -> None:
     if mode is Mode.PLAIN:
+        return
+    if mode in (Mode.STREAMS, Mode.STREAMS_KEEP):
+        policy = safesock.Policy(on_loss="keep" if mode is Mode.STREAMS_KEEP else "close")
+        socket.socket = Kept if mode is Mode.STREAMS_KEEP else safesock.SafeSocket  # type: ignore[misc]
+        replace_asyncio(policy)
         return
     if mode is Mode.BEFORE_SSL:
         assert "ssl" not in sys.modules

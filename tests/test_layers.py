@@ -74,7 +74,6 @@ OPTION = re.compile(r"(SO_|TCP_|SIOC|FION|TIOC)[A-Z_]+")
 KERNEL_MODULES = {"ctypes", "fcntl", "struct", "termios"}
 
 
-
 def layer(file: Path) -> str:
     return ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
 

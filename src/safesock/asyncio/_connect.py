@@ -15,10 +15,12 @@ from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from safesock._policy import Policy
     from safesock._resolve import Resolved
+
+    Local: TypeAlias = tuple[int | None, tuple[Any, ...]]
 
 
 async def addresses(address: tuple[Any, ...], **hints: Any) -> list[Resolved]:
@@ -33,7 +35,7 @@ async def addresses(address: tuple[Any, ...], **hints: Any) -> list[Resolved]:
 
 async def connect_to_one_of(
     found: list[Resolved],
-    local: list[tuple[Any, ...]],
+    local: list[Local],
     policy: Policy,
     *,
     delay: float | None,
@@ -51,7 +53,7 @@ async def connect_to_one_of(
         found = [(one[:3], one[4]) for one in base_events._interleave_addrinfos(flat, interleave)]  # type: ignore[attr-defined]
     attempts = _Attempts(local, policy)
     try:
-        if delay is None or any(where[1] for where in local):
+        if delay is None or any(where[1] for _, where in local):
             for made, sockaddr in found:
                 if await attempts.succeeds(made, sockaddr):
                     break
@@ -65,7 +67,7 @@ async def connect_to_one_of(
 
 
 class _Attempts:
-    def __init__(self, local: list[tuple[Any, ...]], policy: Policy) -> None:
+    def __init__(self, local: list[Local], policy: Policy) -> None:
         self._local = local
         self._policy = policy
         self._made: SafeSocket | None = None
@@ -92,13 +94,17 @@ class _Attempts:
     async def _connect(self, made: tuple[int, int, int], sockaddr: Any) -> SafeSocket:
         if not self._local:
             return await connect(made, sockaddr, None, self._policy)
-        errors = []
-        for local in self._local:
-            try:
-                return await connect(made, sockaddr, local, self._policy)
-            except OSError as error:
-                errors.append(error)
-        raise errors[-1]
+        failed = OSError(f"no local address of the family of {sockaddr!r}")
+        for family, local in self._local:
+            if family in (None, made[0]):
+                try:
+                    return await connect(made, sockaddr, local, self._policy)
+                except OSError as error:
+                    failed = error
+        try:
+            raise failed
+        finally:
+            del failed  # Its traceback holds this frame: a reference cycle.
 
     def result(self, all_errors: bool) -> SafeSocket:
         """Raises as asyncio does where there is more than one error."""

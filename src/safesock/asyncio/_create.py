@@ -8,6 +8,7 @@ import ssl as _ssl
 from safesock._attempt import hurry
 from safesock._open import wrap
 from safesock._policy import policy_or_default
+from safesock._socket import SafeSocket
 from safesock.asyncio._connect import addresses, connect_to_one_of
 from safesock.asyncio._tls import TLSProtocol
 from safesock.asyncio._transport import SocketTransport
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from safesock._policy import Policy
-    from safesock._socket import SafeSocket
     from safesock.asyncio._base import SafeTransport
+    from safesock.asyncio._connect import Local
 
     Protocol = TypeVar("Protocol", bound=asyncio.BaseProtocol)
 
@@ -50,7 +51,8 @@ async def create_connection(
     Where it differs: a *local_addr* with a port other than 0 gets SO_REUSEADDR (see
     `Policy.reuse_address`), its host may be "" or None for any, and its addresses are tried one
     after the other whatever *happy_eyeballs_delay* says; where the port is held, the OSError is a
-    `LocalPortBusyError`. *sock*, a connected TCP socket, is taken over as by `safesock.wrap`.
+    `LocalPortBusyError`. *sock*, a connected TCP socket, is taken over as by `safesock.wrap`; a
+    `SafeSocket` is used as it is, unless it gets another *policy*.
     Nothing is left open after an exception or a cancellation.
     """
     chosen = policy_or_default(policy)
@@ -142,17 +144,16 @@ def _refuse_without_tls(
 def _taken_over(sock: socket.socket, policy: Policy | None) -> SafeSocket:
     if isinstance(sock, _ssl.SSLSocket):
         raise TypeError("Socket cannot be of type SSLSocket")
-    safe = wrap(sock, policy)
+    governed = isinstance(sock, SafeSocket) and sock._connection is not None
+    safe = sock if governed and policy is None else wrap(sock, policy)
     safe.setblocking(False)
-    return safe
+    return safe  # type: ignore[return-value]
 
 
-async def _local(
-    local_addr: tuple[str | None, int] | None, hints: dict[str, int]
-) -> list[tuple[Any, ...]]:
-    """Where to bind to. Any host is any of the family at hand: see bind(2)."""
+async def _local(local_addr: tuple[str | None, int] | None, hints: dict[str, int]) -> list[Local]:
+    """Where to bind to, with the family; None is for the one at hand."""
     if local_addr is None:
         return []
-    if not local_addr[0]:
-        return [("", local_addr[1])]
-    return [where for _, where in await addresses(local_addr, **hints)]
+    if not local_addr[0]:  # Any address of this host: see bind(2).
+        return [(None, ("", local_addr[1]))]
+    return [(made[0], where) for made, where in await addresses(local_addr, **hints)]

@@ -223,7 +223,7 @@ class StreamProtocol(asyncio.StreamReaderProtocol):
 
     def data_received(self, data: bytes) -> None:
         """To the reader, if anybody has it."""
-        reader = self._stream_reader_wr and self._stream_reader_wr()
+        reader = self._stream_reader_wr() if self._stream_reader_wr is not None else None
         if reader is not None:
             reader.feed_data(data)
 
@@ -236,7 +236,7 @@ class SafeStreamWriter(asyncio.StreamWriter):
     # Of asyncio.StreamWriter.
     _loop: asyncio.AbstractEventLoop
     _protocol: Any
-    _reader: SafeStreamReader
+    _reader: SafeStreamReader | None
     _transport: SafeTransport
 
     @property
@@ -262,8 +262,9 @@ class SafeStreamWriter(asyncio.StreamWriter):
     async def drain(self) -> None:
         """As in asyncio."""
         # What asyncio's looks at.
-        over = self._transport.is_closing() or self._reader._exception is not None
-        if over or self._protocol._paused:
+        reader = self._reader
+        failed = reader is not None and reader._exception is not None
+        if failed or self._transport.is_closing() or self._protocol._paused:
             await super().drain()
 
     async def start_tls(
@@ -275,6 +276,9 @@ class SafeStreamWriter(asyncio.StreamWriter):
         ssl_shutdown_timeout: float | None = None,
     ) -> None:
         """As in asyncio; on uvloop too."""
+        if not isinstance(self._transport, SafeTransport):  # Of a server.
+            await super().start_tls(sslcontext, server_hostname=server_hostname)
+            return
         await self.drain()
         self._transport = await start_tls(
             self._transport,
@@ -286,7 +290,8 @@ class SafeStreamWriter(asyncio.StreamWriter):
         )
         self._protocol._over_ssl = True
         self._protocol._transport = self._transport
-        self._reader._replace_transport(self._transport)
+        if self._reader is not None:
+            self._reader._replace_transport(self._transport)
 
 
 async def open_connection(

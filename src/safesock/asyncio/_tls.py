@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from safesock.asyncio._transport import SocketTransport
 
 
-class TLSTransport(SafeTransport, sslproto._SSLProtocolTransport):
+class SafeSSLTransport(SafeTransport, sslproto._SSLProtocolTransport):
     """A `SafeTransport` with TLS."""
 
     # The transport below, without TLS.
@@ -60,31 +60,40 @@ class TLSProtocol(sslproto.SSLProtocol):
 
     # The end of the connection is told when what has come before it has been read.
     _holds_the_end = False
+    # The peer has said that nothing more will come.
+    _is_at_end = False
     # Of asyncio's.
     _app_reading_paused: bool
     _app_transport: Any
     _incoming: ssl.MemoryBIO
     _loop: asyncio.AbstractEventLoop
+    _transport: Any
 
-    def _get_app_transport(self) -> TLSTransport:
+    def _get_app_transport(self) -> SafeSSLTransport:
         if self._app_transport is None:
-            self._app_transport = TLSTransport(self._loop, self)
+            self._app_transport = SafeSSLTransport(self._loop, self)
             self._app_transport._protocol = self
-        made: TLSTransport = self._app_transport
+        made: SafeSSLTransport = self._app_transport
         return made
 
-    def is_over(self, transport: SafeTransport) -> TLSTransport:
+    def is_over(self, transport: SafeTransport) -> SafeSSLTransport:
         """Tells what it is over, and gives the transport with TLS."""
         made = self._get_app_transport()
         made._sock = transport._sock
-        below = transport.socket_transport if isinstance(transport, TLSTransport) else transport
+        below = transport.socket_transport if isinstance(transport, SafeSSLTransport) else transport
         made.socket_transport = below  # type: ignore[assignment]
         return made
 
     def _call_eof_received(self) -> None:
+        if self._is_at_end:
+            return  # It is being closed for that.
         made = self._app_transport
         if made is not None and not made.is_closing() and made._sock._connection is not None:
             made._sock._connection.lose(made._sock, Cause.FIN, None)
+            if made.policy.on_loss == "close":
+                self._is_at_end = True
+                self._start_shutdown()
+                self._transport.close()
         super()._call_eof_received()  # type: ignore[misc]
 
     def connection_lost(self, error: BaseException | None) -> None:
@@ -114,7 +123,7 @@ async def start_tls(
     server_hostname: str | None = None,
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
-) -> TLSTransport:
+) -> SafeSSLTransport:
     """`loop.start_tls`, for a client, on every loop."""
     if not isinstance(sslcontext, ssl.SSLContext):
         raise TypeError(f"sslcontext takes an ssl.SSLContext: not {sslcontext!r}")

@@ -188,16 +188,17 @@ class SocketTransport(WritingTransport):
     def _tell_end(self, error: OSError | None) -> None:
         if self._ended:
             return  # Aborted meanwhile.
-        stays = False
-        if error is None:
-            try:
-                stays = self._protocol.eof_received()
-            except BaseException as failure:
-                self._protocol_failed(failure, "eof_received")
-                return
-        if error is not None or self._gone:
-            self._force_close(error)
-        elif not stays:
+        closes = self._gone
+        if closes or error is not None:
+            self._force_close(error)  # First: whoever goes on in `eof_received` is to find it so.
+        if error is not None:
+            return
+        try:
+            stays = self._protocol.eof_received()
+        except BaseException as failure:
+            self._protocol_failed(failure, "eof_received")
+            return
+        if not stays and not closes:
             self.close()
 
     def _lost(self, error: OSError) -> None:
