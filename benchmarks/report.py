@@ -11,12 +11,14 @@ from dataclasses import dataclass
 class Row:
     what: str
     figure: float
-    bar: float
+    bar: float | None
     unit: str
     note: str = ""
     at_least: bool = False  # The bar is the least there may be, not the most.
 
     def __str__(self) -> str:
+        if self.bar is None:
+            return f"{self.what:<52} {self.figure:8.3f} {self.unit:5} {self.note}".rstrip()
         reached = self.figure >= self.bar if self.at_least else self.figure <= self.bar
         side = "at least" if self.at_least else "at most"
         verdict = "reached" if reached else "NOT reached"

@@ -1,7 +1,9 @@
 """A server in a process of its own, so that its work is not counted as a client's.
 
 `echo` answers what it gets; `hold` accepts and keeps, and closes all at the first byte on stdin;
-`drop` accepts and closes.
+`drop` accepts and closes. For one client after the other: `spin` answers what it gets, and does not
+sleep; `lines`, `give` and `take` are told how much, and send so many lines, or blocks of 64 KiB, or
+take so many blocks and then say so.
 """
 
 from __future__ import annotations
@@ -75,9 +77,50 @@ def _drop(listener: socket.socket) -> None:
         sock.close()
 
 
+LINE = b"a line of forty-eight characters, with its end.\n"
+BLOCK = bytes(65536)
+
+
+def _spin(listener: socket.socket) -> None:
+    while True:
+        sock, _ = listener.accept()
+        with sock, contextlib.suppress(ConnectionError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setblocking(False)
+            while True:
+                try:
+                    data = sock.recv(65536)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    break
+                sock.sendall(data)
+
+
+def _bulk(listener: socket.socket, mode: str) -> None:
+    room = memoryview(bytearray(4 * len(BLOCK)))
+    while True:
+        sock, _ = listener.accept()
+        with sock, contextlib.suppress(ConnectionError):
+            count = int(sock.recv(8, socket.MSG_WAITALL))
+            if mode == "take":
+                left = count * len(BLOCK)
+                while left:
+                    left -= sock.recv_into(room[:left])
+                sock.sendall(b"!")
+            else:
+                many = LINE * 1000 if mode == "lines" else BLOCK
+                for _ in range(count // 1000 if mode == "lines" else count):
+                    sock.sendall(many)
+            sock.recv(1)
+
+
 if __name__ == "__main__":
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
         print(server.getsockname()[1], flush=True)
-        {"echo": _echo, "hold": _hold, "drop": _drop}[sys.argv[1]](server)
+        mode = sys.argv[1]
+        if mode in ("lines", "give", "take"):
+            _bulk(server, mode)
+        {"echo": _echo, "hold": _hold, "drop": _drop, "spin": _spin}[mode](server)
