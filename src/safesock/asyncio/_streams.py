@@ -34,8 +34,9 @@ class SafeStreamReader(asyncio.StreamReader):
     """An `asyncio.StreamReader`.
 
     Where it differs: a second task that reads while another one waits for data gets RuntimeError
-    whatever there is to read; a limit bounds what is taken from the kernel at a time, too; and when
-    neither this nor its writer is referred to any more, the connection ends by its policy.
+    whatever there is to read; a `read` to the end that is cancelled leaves what it had for the next
+    one; a limit bounds what is taken from the kernel at a time, too; and when neither this nor its
+    writer is referred to any more, the connection ends by its policy.
     """
 
     __module__ = "safesock.asyncio"
@@ -183,13 +184,25 @@ class SafeStreamReader(asyncio.StreamReader):
     async def read(self, n: int = -1) -> bytes:
         """As in asyncio."""
         self._refuse_two("read")
-        if n <= 0 or self._exception is not None or self._store:
+        if n < 0:
+            return await self._read_to_end()
+        if n == 0 or self._exception is not None or self._store:
             return await super().read(n)
         if self._pos == len(self._chunk) and not self._eof:
             await self._wait_for_data("read")
         if self._pos < len(self._chunk) and not self._store and self._exception is None:
             return self._take(min(self._pos + n, len(self._chunk)))
         return await super().read(n)
+
+    async def _read_to_end(self) -> bytes:
+        blocks = []
+        try:
+            while block := await self.read(self._limit):
+                blocks.append(block)
+        except asyncio.CancelledError:
+            self._buffer[:0] = b"".join(blocks)  # For the next one.
+            raise
+        return b"".join(blocks)
 
     def _take(self, end: int) -> bytes:
         pos, chunk = self._pos, self._chunk
@@ -237,27 +250,28 @@ class SafeStreamWriter(asyncio.StreamWriter):
     _loop: asyncio.AbstractEventLoop
     _protocol: Any
     _reader: SafeStreamReader | None
-    _transport: SafeTransport
+    _transport: Any
 
     @property
     def transport(self) -> SafeTransport:
         """The transport, with TLS or without."""
-        return self._transport
+        made: SafeTransport = self._transport
+        return made
 
     @property
     def policy(self) -> Policy:
         """The policy of this connection."""
-        return self._transport.policy
+        return self.transport.policy
 
     @property
     def loss(self) -> Loss | None:
         """How the connection was lost, or None while it is not known to be."""
-        return self._transport.loss
+        return self.transport.loss
 
     @property
     def close_report(self) -> CloseReport | None:
         """How the connection was closed, or None while it is open."""
-        return self._transport.close_report
+        return self.transport.close_report
 
     async def drain(self) -> None:
         """As in asyncio."""
