@@ -77,7 +77,7 @@ def _drop(listener: socket.socket) -> None:
         sock.close()
 
 
-LINE = b"a line of forty-eight characters, with its end.\n"
+LINE = b"a line of forty-eight characters, and its ending\n"
 BLOCK = bytes(65536)
 
 

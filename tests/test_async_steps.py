@@ -259,3 +259,26 @@ def test_a_cancelled_close_has_closed(loop: Loop, peer: Peer) -> None:
         assert await asyncio.to_thread(end.read_to_end) == (b"", EOF)
 
     loop.run(main())
+
+
+@pytest.mark.parametrize("limit", [1000, 2**16])
+def test_a_fast_peer_fills_no_more_than_three_times_the_limit(
+    loop: Loop, peer: Peer, limit: int
+) -> None:
+    async def main() -> None:
+        reader, writer = await open_connection(*peer.address, limit=limit)
+        end = await asyncio.to_thread(peer.accept)
+        size = 20_000_000  # More than the kernels take.
+        saying = asyncio.ensure_future(asyncio.to_thread(end.say, bytes(size)))
+        sock = writer.get_extra_info("socket")
+        while not (reader._paused and kernel.unread(sock)):  # Nobody reads.
+            await asyncio.sleep(0)
+        assert 2 * limit < len(reader._buffer) <= 3 * limit
+        while size:
+            size -= len(await reader.readexactly(min(size, 10 * limit)))
+            assert len(reader._buffer) <= 3 * limit
+        await saying
+        writer.close()
+        await writer.wait_closed()
+
+    loop.run(main())

@@ -19,6 +19,7 @@ from safesock.asyncio._wake import Wake
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Iterable
     from typing import Any
 
     from safesock._loss import CloseReport, Loss
@@ -232,13 +233,22 @@ _TWO = "{}() called while another coroutine is already waiting for incoming data
 class StreamProtocol(asyncio.StreamReaderProtocol):
     """asyncio's, by a shorter way."""
 
+    # Of asyncio's.
     _stream_reader_wr: weakref.ref[SafeStreamReader] | None
+    _drain_waiters: Iterable[asyncio.Future[None]]
 
     def data_received(self, data: bytes) -> None:
         """To the reader, if anybody has it."""
         reader = self._stream_reader_wr() if self._stream_reader_wr is not None else None
         if reader is not None:
             reader.feed_data(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """As in asyncio; whoever waits in `drain` is told that it was in vain."""
+        for waiter in self._drain_waiters if error is None else ():
+            if not waiter.done():
+                waiter.set_exception(ConnectionResetError("Connection lost"))
+        super().connection_lost(error)
 
 
 class SafeStreamWriter(asyncio.StreamWriter):

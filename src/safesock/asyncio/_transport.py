@@ -268,10 +268,9 @@ class SocketTransport(WritingTransport):
         if self._time_limit is not None:
             self._time_limit.cancel()
         if self._buffer:
-            unsent = self.get_write_buffer_size()
-            self._buffer.clear()
             if self._sock._connection is not None:
-                self._sock._connection.leave_unsent(unsent)
+                self._sock._connection.leave_unsent(self._buffered)
+            self._drop_sent(self._buffered)
 
     def _may_block(self) -> bool:
         connection = self._sock._connection

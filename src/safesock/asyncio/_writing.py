@@ -43,7 +43,9 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
         self._sock = sock
         # Its number while it is open: it is taken out of the loop before it is closed.
         self._fd = sock.fileno()
+        # What the kernel has not taken yet, and how many bytes that is.
         self._buffer: collections.deque[Any] = collections.deque()
+        self._buffered = 0
         # Asked to end; nothing goes out any more; there is to be a half-close.
         self._closing = self._gone = self._eof = False
         # The loop calls when the kernel takes more.
@@ -80,7 +82,7 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
             except NOT_NOW:
                 sent = 0
             except OSError as error:
-                self._buffer.append(data)
+                self._hold(data)
                 self._write_failed(error)
                 return
             if sent != len(data):
@@ -89,7 +91,7 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
     def _keep(self, data: Any, sent: int) -> None:
         rest = memoryview(data)[sent:]
         # What its owner can change is copied.
-        self._buffer.append(rest if type(data) is bytes else bytes(rest))
+        self._hold(rest if type(data) is bytes else bytes(rest))
         self._wants_to_write(True)
         self._maybe_pause_protocol()
 
@@ -104,7 +106,9 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
             self._discard()
             return
         was_empty = not self._buffer
-        self._buffer.extend(part for part in data if part)
+        for part in data:
+            if part:
+                self._hold(part)
         if was_empty:
             self._write_ready()
         if self._buffer:
@@ -113,7 +117,7 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
 
     def get_write_buffer_size(self) -> int:
         """The bytes that the kernel has not taken yet."""
-        return sum(map(len, self._buffer))
+        return self._buffered
 
     def can_write_eof(self) -> bool:
         """True."""
@@ -172,8 +176,13 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
         except OSError:
             pass  # The connection is over, which the next read tells.
 
+    def _hold(self, part: Any) -> None:
+        self._buffer.append(part)
+        self._buffered += len(part)
+
     def _drop_sent(self, sent: int) -> None:
         buffer = self._buffer
+        self._buffered -= sent
         while sent:
             first = buffer.popleft()
             if len(first) > sent:
@@ -186,7 +195,7 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
         data = tuple(self._buffer)
         connection = self._sock._connection
         if connection is not None and connection.may_forgive():
-            self._buffer.clear()  # Then it is counted by that.
+            self._drop_sent(self._buffered)  # Then it is counted by that.
         self._leave_the_loop()
         told = error
         try:
