@@ -37,6 +37,7 @@ from safesock import (
 )
 from safesock._destination import Destination
 from safesock._dial import Dialler
+from safesock._holders import holders
 
 HOST, OTHER_HOST = "127.0.0.1", "127.0.0.2"
 HOSTS = {socket.AF_INET: HOST, socket.AF_INET6: "::1"}
@@ -513,6 +514,35 @@ def test_who_holds_the_port_is_told_where_the_wait_for_it_outlasts_the_deadline(
     with pytest.raises(LocalPortBusyError) as caught:
         dialler.dial(until)
     assert caught.value.passes
+
+
+# Connections that come and go, until it is killed.
+CHURN = """
+import socket, struct
+print("ready", flush=True)
+with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    while True:
+        pairs = [(socket.create_connection(listener.getsockname()), listener.accept()[0])
+                 for _ in range(200)]
+        for one, other in pairs:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            one.close()
+            other.close()
+"""
+
+
+def test_each_holder_is_named_once_while_other_connections_come_and_go(peer: Peer) -> None:
+    """The kernel's table is read in parts, and may have a row twice then."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(peer.address))
+            peer.accept()
+        for _ in range(2):
+            assert stack.enter_context(Script(CHURN)).read_line() == "ready"
+        for _ in range(40):
+            found = holders(socket.AF_INET, peer.address)
+            ends = [(one.local, one.peer, one.descriptor) for one in found]
+            assert len(ends) == len(set(ends))
 
 
 # Who does not hold it ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from safesock._kernel import Raw, TcpState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 _TABLES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
@@ -34,7 +34,7 @@ def holders(
     host, port = local[:2]
     if peer is not None and host in _ANY:
         host = _source(family, peer)
-    rows = [row for row in _rows(port) if row.is_at(family, host) and row.is_with(peer)]
+    rows = _distinct(row for row in _rows(port) if row.is_at(family, host) and row.is_with(peer))
     owners = _owners({row.inode for row in rows if row.inode != "0"})
     for row in rows:
         found += [row.holder(*owner) for owner in owners.get(row.inode, [(None, None, None)])]
@@ -62,9 +62,9 @@ class _Row:
     def __init__(self, fields: list[str], family: int) -> None:
         self._family = family
         self._host = _address(fields[1], family)[0]
-        self._local = _plain(self._host), _address(fields[1], family)[1]
+        self.local = _plain(self._host), _address(fields[1], family)[1]
         peer_host, peer_port = _address(fields[2], family)
-        self._peer = _plain(peer_host), peer_port
+        self.peer = _plain(peer_host), peer_port
         self._state = TcpState(int(fields[3], 16))
         timer, _, ticks = fields[5].partition(":")
         # FIN_WAIT2 has such a timer too, but it ends when the peer sends FIN or RST.
@@ -76,12 +76,17 @@ class _Row:
         return _overlap(self._family, self._host, family, host)
 
     def is_with(self, peer: tuple[Any, ...] | None) -> bool:
-        return peer is None or self._peer == (_plain(peer[0]), peer[1])
+        return peer is None or self.peer == (_plain(peer[0]), peer[1])
 
     def holder(self, pid: int | None, command: str | None, descriptor: int | None) -> PortHolder:
-        peer = None if self._peer[1] == 0 else self._peer
+        peer = None if self.peer[1] == 0 else self.peer
         state = self._state.name
-        return PortHolder(state, self._local, peer, pid, command, descriptor, self._left)
+        return PortHolder(state, self.local, peer, pid, command, descriptor, self._left)
+
+
+def _distinct(rows: Iterable[_Row]) -> list[_Row]:
+    """The table is read in parts: where connections come and go, a row may be met twice."""
+    return list({(row.inode, row.local, row.peer): row for row in rows}.values())
 
 
 def _rows(port: int) -> Iterator[_Row]:
