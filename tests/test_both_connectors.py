@@ -39,7 +39,9 @@ class Line(Protocol):
 class SyncLine:
     def __init__(self, sock: safesock.SafeSocket) -> None:
         self._sock = sock
-        self._local = sock.getsockname()
+        self._local = None
+        with contextlib.suppress(OSError):  # Another thread's connect may have closed it by now.
+            self._local = sock.getsockname()
 
     def send(self, data: bytes) -> None:
         self._sock.sendall(data)

@@ -1559,6 +1559,39 @@ def test_abort_previous_resets_what_the_peer_has_half_closed(peer: Peer) -> None
             assert end.read_to_end() == (b"", RESET)
 
 
+LEFT_IN_THE_MIDDLE = """
+import gc, sys
+from safesock import Connector, Policy
+
+def interrupt(frame, event, arg):
+    # Between the beginning of the time for on_connect, and on_connect.
+    global kept
+    own = frame.f_code.co_name == "__enter__" and frame.f_locals.get("self")
+    if event == "return" and getattr(getattr(own, "gen", None), "__name__", "") == "_cut_at":
+        sys.settrace(None)
+        kept = [own]
+        raise KeyboardInterrupt
+    return interrupt
+
+connector = Connector(
+    ("127.0.0.1", int(sys.argv[1])), on_connect=lambda sock: None, policy=Policy(watch=False)
+)
+sys.settrace(interrupt)
+try:
+    connector.connect()
+except KeyboardInterrupt:
+    print("struck", kept[0].gen.__name__)
+# It is collected when the interpreter is on its way out, and no other thread runs any more.
+gc.disable()
+kept.append(kept)
+del kept
+"""
+
+
+def test_what_an_interrupt_has_left_does_not_hold_up_the_exit(peer: Peer) -> None:
+    assert run_script(LEFT_IN_THE_MIDDLE, peer.address[1]) == "struck _cut_at\n"
+
+
 STORM = """
 import gc, random, signal, sys, time
 from safesock import Connector, Policy, Reconnect

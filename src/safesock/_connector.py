@@ -315,7 +315,10 @@ class Connector:
 def _cut_at(until: float, sock: SafeSocket) -> Iterator[None]:
     """Ends the connection at that time, which wakes whoever waits for it."""
 
-    timer = threading.Timer(until - time.monotonic(), _cut, (weakref.ref(sock), sock._connection))
+    # Whoever takes it out ends it. Not the end of the thread is waited for: where the interpreter
+    # is on its way out there is none, and this runs there too, as a generator that is collected.
+    turn = [(weakref.ref(sock), sock._connection)]
+    timer = threading.Timer(until - time.monotonic(), _cut, (turn,))
     timer.daemon = True
     try:
         timer.start()
@@ -326,13 +329,19 @@ def _cut_at(until: float, sock: SafeSocket) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
-        if timer.is_alive():
-            timer.join()  # If it is at it, the connection has ended when this is done.
+        try:
+            turn.pop()
+        except IndexError:
+            timer.join()  # It is at it: the connection has ended when this is done.
     if time.monotonic() >= until:
         raise TimeoutError(CUT)
 
 
-def _cut(ref: weakref.ref[SafeSocket], connection: Connection) -> None:
+def _cut(turn: list[tuple[weakref.ref[SafeSocket], Connection | None]]) -> None:
+    try:
+        ref, connection = turn.pop()
+    except IndexError:
+        return  # on_connect is done.
     sock = ref()
     if sock is None or sock._connection is not connection:
         return  # It has been closed, or given away.
