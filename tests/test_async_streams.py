@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import sys
 import threading
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -371,7 +373,7 @@ def test_what_is_written_arrives_in_order(loop: Loop, peer: Peer) -> None:
         writer.write(b"ab")
         writer.write(bytearray(b"cd"))
         writer.write(memoryview(b"e-f-")[::1])
-        writer.writelines([b"gh", bytearray(b"ij"), memoryview(b"kl")])
+        writer.writelines([b"gh", bytearray(b"ij"), memoryview(b"kl"), array("B", b"!")])
         writer.writelines(part for part in (b"m", b"", b"n"))
         writer.writelines([])
         writer.write(b"")
@@ -386,7 +388,7 @@ def test_what_is_written_arrives_in_order(loop: Loop, peer: Peer) -> None:
         return answers
 
     given = on_both(loop, peer, body)
-    assert given[2] == (b"abcde-f-ghijklmn", EOF)  # type: ignore[index]
+    assert given[2] == (b"abcde-f-ghijkl!mn", EOF)  # type: ignore[index]
 
 
 async def write(call: Callable[..., object], *arguments: object) -> object:
@@ -494,6 +496,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "shutdown timeout without ssl": {"host": "h", "port": 1, "ssl_shutdown_timeout": 1},
     "ssl without host": {"port": 1, "ssl": True},
     "unknown": {"host": "h", "port": 1, "nonsense": True},
+    "a null in the host": {"host": "127.0.0.1\0.example.com", "port": 1},
 }
 
 
@@ -505,6 +508,28 @@ def test_wrong_arguments_are_refused_as_in_asyncio(wrong: dict[str, Any]) -> Non
     theirs, ours = (told[0] for told in asyncio.run(main()))  # type: ignore[index]
     assert issubclass(theirs, (TypeError, ValueError))
     assert ours is theirs
+
+
+@pytest.mark.parametrize("port", [-1, 65536 + 1])
+def test_a_port_that_is_none_is_refused_as_in_asyncio(port: int) -> None:
+    """The resolver would take it modulo 65536."""
+
+    async def main() -> list[object]:
+        return [await answer(opener("127.0.0.1", port)) for opener in OPENERS]
+
+    theirs, ours = (told[0] for told in asyncio.run(main()))  # type: ignore[index]
+    assert theirs is ours is OverflowError
+
+
+def test_a_refused_connection_is_told_as_in_asyncio() -> None:
+    async def main(port: int) -> list[object]:
+        return [await answer(opener("127.0.0.1", port)) for opener in OPENERS]
+
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        theirs, ours = asyncio.run(main(nobody_listens.getsockname()[1]))
+    assert theirs == ours
+    assert theirs[0] is ConnectionRefusedError  # type: ignore[index]
 
 
 def test_host_and_sock_together_are_refused_as_in_asyncio(peer: Peer) -> None:
@@ -653,6 +678,26 @@ def test_a_fin_behind_a_full_buffer_ends_it_and_what_is_unread_stays(
                 assert await reader.read() == PLENTY
                 assert reader.at_eof()
                 await wait_for_the_end(writer)
+                await writer.wait_closed()
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize("size", [10, 10 * LIMIT])
+def test_what_came_before_a_reset_is_read_first(loop: Loop, peer: Peer, size: int) -> None:
+    """The loop sees both at once."""
+
+    async def main() -> None:
+        async with opened(peer, Policy(watch=False), limit=LIMIT) as (reader, writer, end):
+            await asyncio.sleep(0)
+            sock = writer.transport._sock
+            end.sock.sendall(bytes(size))
+            end.rst()
+            wait_until(lambda: kernel.state_of(sock) == "CLOSE")
+            assert await reader.readexactly(size) == bytes(size)
+            with pytest.raises(ConnectionResetError):
+                await reader.read(1)
+            with pytest.raises(ConnectionResetError):
                 await writer.wait_closed()
 
     loop.run(main())

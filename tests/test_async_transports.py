@@ -123,6 +123,22 @@ def ran(loop: Loop, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @kinds
+def test_what_came_before_a_reset_is_given_first(loop: Loop, peer: Peer, kind: Kind) -> None:
+    """The loop sees both at once."""
+
+    async def main() -> None:
+        transport, log, end = await connected(kind, peer, Policy(watch=False))
+        end.sock.sendall(bytes(5000))
+        end.rst()
+        kernel.wait_until(lambda: kernel.state_of(transport._sock) == "CLOSE")
+        async with asyncio.timeout(TIMEOUT):
+            await log.lost
+        assert log.calls == ["made", bytes(5000), ("lost", ConnectionResetError)]
+
+    ran(loop, main)
+
+
+@kinds
 def test_calls_come_in_order_and_the_end_once(loop: Loop, peer: Peer, kind: Kind) -> None:
     async def main() -> None:
         transport, log, end = await connected(kind, peer)

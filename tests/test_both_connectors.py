@@ -416,6 +416,7 @@ WRONG: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     (("localhost",), {}),
     ((("localhost", 0),), {}),
     ((("", 80),), {}),
+    ((("127.0.0.1\0.example.com", 80),), {}),
     ((("localhost", 80),), {"local_address": ("nowhere", 1)}),
     ((("localhost", 80),), {"reconnect": 3}),
     ((("localhost", 80),), {"timeout": 0}),

@@ -439,3 +439,11 @@ def test_xmlrpc_client_on_top(peer: Peer) -> None:
         with xmlrpc.client.ServerProxy(url, transport=Transport()) as proxy:
             assert proxy.answer() == 42
         served.result(TIMEOUT)
+
+
+def test_a_host_with_a_null_is_refused() -> None:
+    """In C it ends there: the connection would go to another host."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = ("127.0.0.1\0.example.com", listener.getsockname()[1])
+        with pytest.raises(ValueError, match="null character"):
+            create_connection(address, TIMEOUT)

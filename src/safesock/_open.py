@@ -12,6 +12,7 @@ from safesock import _kernel, _watch
 from safesock._connection import Connection
 from safesock._errors import LocalPortBusyError
 from safesock._policy import Policy, policy_or_default
+from safesock._resolve import lookup
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
@@ -60,7 +61,7 @@ def create_connection(
     host, port = address
     errors: list[OSError] = []
     try:
-        for *made, _, sockaddr in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        for made, sockaddr in lookup(host, port):
             try:
                 return _connect(made, sockaddr, timeout, source_address, chosen)
             except OSError as error:
@@ -75,7 +76,7 @@ def create_connection(
 
 
 def _connect(
-    made: list[Any],
+    made: tuple[int, int, int],
     sockaddr: Any,
     timeout: float | None,
     source_address: tuple[Any, ...] | None,

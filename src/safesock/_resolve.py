@@ -26,7 +26,7 @@ def numeric(
     """The address of *address*, if that needs no resolver; else nothing."""
     host, port = address[:2]
     try:
-        return _ask(host, port, family, proto, flags | socket.AI_NUMERICHOST)
+        return lookup(host, port, family, proto, flags | socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError):
         return []
 
@@ -45,7 +45,7 @@ def resolve(address: tuple[Any, ...], until: float, answers: Answers) -> list[Re
 
     def work() -> None:
         try:
-            answers.put(_ask(host, port))
+            answers.put(lookup(host, port))
         except Exception as error:
             answers.put(error)
 
@@ -59,6 +59,10 @@ def resolve(address: tuple[Any, ...], until: float, answers: Answers) -> list[Re
     return answer
 
 
-def _ask(host: Any, port: Any, family: int = 0, proto: int = 0, flags: int = 0) -> list[Resolved]:
+def lookup(host: Any, port: Any, family: int = 0, proto: int = 0, flags: int = 0) -> list[Resolved]:
+    """getaddrinfo(3), for TCP. Raises ValueError for a host with a null, where C would see the end
+    of the name, and so another host."""
+    if host and ("\0" if isinstance(host, str) else b"\0") in host:
+        raise ValueError("embedded null character in the name of the host")
     found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, proto, flags)
     return [((family, kind, proto), where) for family, kind, proto, _, where in found]

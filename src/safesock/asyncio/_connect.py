@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 async def addresses(address: tuple[Any, ...], **hints: Any) -> list[Resolved]:
     """The TCP addresses of *address*, a pair of host and port. Raises socket.gaierror."""
+    port = address[1]
+    if isinstance(port, int) and not 0 <= port <= 0xFFFF:
+        raise OverflowError(f"port must be 0-65535: not {port}")  # The resolver takes it modulo.
     found = numeric(address, **hints)
     if not found:
         loop = asyncio.get_running_loop()
@@ -143,7 +146,7 @@ async def connect(
             with naming_the_holder(sock, "connect", local, sockaddr):
                 number = sock.getsockopt(*_kernel.ERROR)
                 if number:
-                    raise _kernel.os_error(number) from None
+                    raise OSError(number, f"Connect call failed {sockaddr}") from None
         refuse_itself(sock)
     except BaseException:
         sock.close()

@@ -331,7 +331,8 @@ async def open_connection(
     The other arguments are those of `create_connection`. The reader and the writer do all that
     asyncio's do, with the same results and exceptions; `writer.loss` and `writer.close_report` say
     how the connection has ended. *limit*: the longest line, in bytes; three times as much is read
-    ahead of you at the most. Raises OSError; nothing is left open then, nor after a cancellation.
+    ahead of you at the most, so one that is much longer may raise ValueError more than once before
+    the next line. Raises OSError; nothing is left open then, nor after a cancellation.
     """
     reader, protocol = unconnected(limit)
     transport, _ = await create_connection(

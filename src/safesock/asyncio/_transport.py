@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from asyncio import constants, trsock
+from asyncio import constants, selector_events, trsock
 
 from safesock import _kernel
-from safesock._kernel import Raw
+from safesock._kernel import Raw, TcpState
 from safesock._policy import Abort, mode_within, seconds_of
 from safesock.asyncio._connect import wake
 from safesock.asyncio._writing import NOT_NOW, WritingTransport
@@ -51,6 +51,8 @@ class SocketTransport(WritingTransport):
         self._paused = self._peer_has_closed = False
         # The loop calls when there is something to read.
         self._reads = False
+        # libuv calls once where there is an error, and not again for what can be read before it.
+        self._calls_once = not isinstance(loop, selector_events.BaseSelectorEventLoop)
         self._waiters: list[asyncio.Future[None]] = []
         self._time_limit: asyncio.TimerHandle | None = None
         # How much is read at a time; the protocol may say.
@@ -107,11 +109,21 @@ class SocketTransport(WritingTransport):
         if self._loop.is_closed():
             on = False
         elif on and not self._reads:
-            read = self._read_into if self._is_buffered else self._read_bytes
-            self._loop.add_reader(self._fd, read)
+            self._loop.add_reader(self._fd, self._reader())
         elif self._reads and not on:
             self._loop.remove_reader(self._fd)
         self._reads = on
+
+    def _reader(self) -> Callable[[], None]:
+        return self._read_into if self._is_buffered else self._read_bytes
+
+    def _read_on(self) -> None:
+        if self._reads:
+            self._reader()()
+
+    def _read_on_after_an_error(self) -> None:
+        if _kernel.tcp_state(self._sock) is TcpState.CLOSE:
+            self._loop.call_soon(self._read_on)
 
     def _read_bytes(self) -> None:
         try:
@@ -124,6 +136,8 @@ class SocketTransport(WritingTransport):
         if not data:
             self._at_end()
             return
+        if self._calls_once:
+            self._read_on_after_an_error()
         try:
             self._protocol.data_received(data)
         except BaseException as error:
@@ -147,6 +161,8 @@ class SocketTransport(WritingTransport):
         if not count:
             self._at_end()
             return
+        if self._calls_once:
+            self._read_on_after_an_error()
         try:
             self._protocol.buffer_updated(count)
         except BaseException as error:

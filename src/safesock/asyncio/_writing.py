@@ -97,7 +97,7 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
 
     def writelines(self, list_of_data: Iterable[Buffer]) -> None:
         """As `write` for each of them, by one sendmsg(2)."""
-        data = [bytes(_bytes_of(part)) for part in list_of_data]
+        data = [bytes(memoryview(part)) for part in list_of_data]
         if self._eof:
             raise RuntimeError("Cannot call writelines() after write_eof()")
         if not any(data):
