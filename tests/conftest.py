@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
@@ -11,6 +12,11 @@ from loops import LOOPS, Loop
 from netns import Network
 from peer import Peer
 from tls_peer import Certificates, TlsPeer
+
+
+def pytest_configure() -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and programs inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

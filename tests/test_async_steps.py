@@ -13,7 +13,7 @@ import kernel
 import pytest
 import tenacity
 from loops import Loop
-from peer import EOF, Peer, PeerEnd
+from peer import EOF, TIMEOUT, Peer, PeerEnd
 from tls_peer import NAME, Certificates, TlsPeer
 
 from safesock import Abort, Policy, Reconnect
@@ -187,6 +187,44 @@ def test_a_cancelled_handshake_leaves_nothing(
         for (local, _), state in kernel.connections().items()
         if local[1] == tls.address[1] and state in ("ESTABLISHED", "CLOSE_WAIT")
     ]
+
+
+@pytest.mark.parametrize("cut", ["cancelled", "reset"])
+def test_after_a_handshake_that_failed_the_end_is_told(
+    loop: Loop, peer: Peer, certificates: Certificates, cut: str
+) -> None:
+    """asyncio's own writer waits for ever."""
+
+    async def main() -> None:
+        reader, writer = await open_connection(*peer.address)
+        end = await asyncio.to_thread(peer.accept)
+        upgrade = asyncio.ensure_future(
+            writer.start_tls(certificates.client(), server_hostname=NAME)
+        )
+        await asyncio.to_thread(end.read, 5)  # Of the ClientHello: it waits for an answer.
+        if cut == "reset":
+            end.rst()
+        else:
+            upgrade.cancel()
+        with pytest.raises((ConnectionError, asyncio.CancelledError)):
+            await upgrade
+        writer.close()
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(TIMEOUT):
+                await writer.wait_closed()
+        assert await answered(reader)
+        assert writer.close_report is not None
+
+    loop.run(main())
+
+
+async def answered(reader: asyncio.StreamReader) -> bool:
+    """Whether a read comes back."""
+    async with asyncio.timeout(TIMEOUT):
+        try:
+            return await reader.read(1) == b""
+        except ConnectionResetError:
+            return True
 
 
 READS = {

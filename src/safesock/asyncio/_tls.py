@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from safesock.asyncio._transport import SocketTransport
 
+_HANDSHAKE = sslproto.SSLProtocolState.DO_HANDSHAKE
+_HAS_CONNECTION = sslproto.AppProtocolState.STATE_CON_MADE
+
 
 class SafeSSLTransport(SafeTransport, sslproto._SSLProtocolTransport):
     """A `SafeTransport` with TLS."""
@@ -63,10 +66,13 @@ class TLSProtocol(sslproto.SSLProtocol):
     # The peer has said that nothing more will come.
     _is_at_end = False
     # Of asyncio's.
+    _app_protocol: asyncio.BaseProtocol
     _app_reading_paused: bool
+    _app_state: Any
     _app_transport: Any
     _incoming: ssl.MemoryBIO
     _loop: asyncio.AbstractEventLoop
+    _state: Any
     _transport: Any
 
     def _get_app_transport(self) -> SafeSSLTransport:
@@ -101,8 +107,13 @@ class TLSProtocol(sslproto.SSLProtocol):
         paused = self._app_reading_paused and self._app_transport is not None
         if error is None and paused and self._incoming.pending and not self._app_transport._closed:
             self._holds_the_end = True
-        else:
-            super().connection_lost(error)
+            return
+        # asyncio does not tell whoever had a connection before the handshake, which is not over.
+        untold = self._state is _HANDSHAKE and self._app_state is _HAS_CONNECTION
+        protocol = self._app_protocol
+        super().connection_lost(error)
+        if untold:
+            self._loop.call_soon(protocol.connection_lost, error)
 
     def _resume_reading(self) -> None:
         super()._resume_reading()  # type: ignore[misc]
