@@ -319,11 +319,7 @@ def test_a_limit_that_is_overrun_is_told_as_in_asyncio(
     async def body(reader: Any, _: Any, end: PeerEnd) -> object:
         end.say(b"x" * size + newline)
         end.half_close()
-        first = await answer(getattr(reader, call)())
-        if size < 20:
-            return [first, await answer(getattr(reader, call)())]
-        # How much of it had come when it was too much, asyncio leaves to chance.
-        return first[:1]  # type: ignore[index]
+        return [await answer(getattr(reader, call)()) for _ in range(4)]
 
     first = on_both(loop, peer, body, limit=10)[0]  # type: ignore[index]
     assert (first == b"x" * size + b"\n") == (size == 10 and newline != b"")
@@ -553,7 +549,7 @@ def test_a_policy_that_is_none_is_refused(loop: Loop, peer: Peer) -> None:
 # The end -----------------------------------------------------------------------------------------
 
 LIMIT = 1000
-# More than the reader takes at this limit, and less than the kernel holds.
+# More than the reader takes at this limit, in two parts, and less than the kernel holds.
 PLENTY = bytes(range(251)) * 160
 
 
@@ -580,9 +576,11 @@ async def wait_for_the_end(writer: SafeStreamWriter) -> None:
 
 async def fill(reader: SafeStreamReader, writer: SafeStreamWriter, end: PeerEnd) -> None:
     """The peer says PLENTY, and the reader pauses."""
-    end.say(PLENTY)
+    half = len(PLENTY) // 2
+    end.say(PLENTY[:half])
     sock = writer.get_extra_info("socket")
     await until(lambda: reader._paused, "reading is paused")
+    end.say(PLENTY[half:])
     await until(lambda: held(reader) + kernel.unread(sock) == len(PLENTY), "all has come")
 
 
@@ -688,8 +686,9 @@ def test_what_came_before_a_reset_is_read_first(loop: Loop, peer: Peer, size: in
     """The loop sees both at once."""
 
     async def main() -> None:
-        async with opened(peer, Policy(watch=False), limit=LIMIT) as (reader, writer, end):
+        async with opened(peer, Policy(watch=False)) as (reader, writer, end):
             await asyncio.sleep(0)
+            writer.transport.read_size = LIMIT  # type: ignore[attr-defined]
             sock = writer.transport._sock
             end.sock.sendall(bytes(size))
             end.rst()

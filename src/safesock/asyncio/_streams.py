@@ -36,8 +36,8 @@ class SafeStreamReader(asyncio.StreamReader):
 
     Where it differs: a second task that reads while another one waits for data gets RuntimeError
     whatever there is to read; a `read` to the end that is cancelled leaves what it had for the next
-    one; a limit bounds what is taken from the kernel at a time, too; and when neither this nor its
-    writer is referred to any more, the connection ends by its policy.
+    one; and when neither this nor its writer is referred to any more, the connection ends by its
+    policy.
     """
 
     __module__ = "safesock.asyncio"
@@ -61,7 +61,10 @@ class SafeStreamReader(asyncio.StreamReader):
         """As in asyncio."""
         super().set_transport(transport)
         if isinstance(transport, SocketTransport):
-            transport.read_size = min(self._limit, MOST)
+            transport.read_size = min(max(self._limit, LIMIT), MOST)
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("<", "<Safe", 1)
 
     def _replace_transport(self, transport: SafeTransport) -> None:
         """After start_tls."""
@@ -224,7 +227,7 @@ class SafeStreamReader(asyncio.StreamReader):
             return  # Then the transport ends when it is collected.
         # Its writer holds it, so nobody has that either.
         warnings.warn(f"unclosed stream {transport!r}", ResourceWarning, 2, source=self)
-        transport.drop()
+        transport._drop()
 
 
 _TWO = "{}() called while another coroutine is already waiting for incoming data"
@@ -329,10 +332,11 @@ async def open_connection(
     """Connects, and gives a reader and a writer: `asyncio.open_connection` with a *policy*.
 
     The other arguments are those of `create_connection`. The reader and the writer do all that
-    asyncio's do, with the same results and exceptions; `writer.loss` and `writer.close_report` say
-    how the connection has ended. *limit*: the longest line, in bytes; three times as much is read
-    ahead of you at the most, so one that is much longer may raise ValueError more than once before
-    the next line. Raises OSError; nothing is left open then, nor after a cancellation.
+    asyncio's do, with the same results and exceptions; where the connection is closed at the peer's
+    FIN (see `SafeTransport`), a `drain` from then on raises ConnectionResetError. `writer.loss` and
+    `writer.close_report` say how the connection has ended. *limit*: the longest line, in bytes;
+    twice as much is read ahead of you, and one recv(2) more, of at most *limit* or 64 KiB. Raises
+    OSError; nothing is left open then, nor after a cancellation.
     """
     reader, protocol = unconnected(limit)
     transport, _ = await create_connection(
