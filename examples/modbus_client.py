@@ -1,12 +1,11 @@
-"""Asks a Modbus/TCP device for registers, from one local port that a firewall lets through:
-python modbus_client.py HOST PORT --local-port 40000 --register 7 --times 10
-"""
+"""Asks a Modbus/TCP device for registers, from one local port that a firewall lets through."""
 
 import argparse
 import asyncio
 import struct
 import sys
 
+from safesock import ReconnectError
 from safesock.asyncio import Connector
 
 
@@ -22,8 +21,8 @@ class Device:
         try:
             async with asyncio.timeout(self._timeout):
                 self._number = (self._number + 1) % 65536
-                pdu = struct.pack(">BHH", 3, register, count)  # Read holding registers.
-                self._writer.write(struct.pack(">HHHB", self._number, 0, len(pdu) + 1, 1) + pdu)
+                request = self._number, 0, 6, 1, 3, register, count  # Read holding registers.
+                self._writer.write(struct.pack(">HHHBBHH", *request))
                 number, _, length, _ = struct.unpack(">HHHB", await self._reader.readexactly(7))
                 function, size, *data = await self._reader.readexactly(length - 1)
             if (number, function, size) != (self._number, 3, 2 * count):
@@ -35,25 +34,26 @@ class Device:
         return struct.unpack(f">{count}H", bytes(data))
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description="Asks a Modbus/TCP device for a register.")
-    parser.add_argument("host")
-    parser.add_argument("port", type=int)
-    for name, default in {"--local-port": 0, "--register": 0, "--times": 1}.items():
-        parser.add_argument(name, type=int, default=default)
-    options = parser.parse_args()
-    address, local = (options.host, options.port), ("", options.local_port)
-    async with Connector(address, local_address=local) as connector:
+async def poll(host: str, port: int, local_port: int, register: int, times: int) -> None:
+    async with Connector((host, port), local_address=("", local_port)) as connector:
         device = Device(connector)
-        for _ in range(options.times):
+        for _ in range(times):
             try:
-                print(*await device.read(options.register), flush=True)
+                print(*await device.read(register), flush=True)
             except (OSError, EOFError) as error:  # EOFError: lost in the middle of an answer.
+                if isinstance(error, ReconnectError):
+                    raise  # It has been tried often enough.
                 print(f"modbus_client: {error!r}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Asks a Modbus/TCP device for a register.")
+    parser.add_argument("host")
+    for name, default in {"port": None, "--local-port": 0, "--register": 0, "--times": 1}.items():
+        parser.add_argument(name, type=int, default=default)
     try:
-        asyncio.run(main())
+        asyncio.run(poll(**vars(parser.parse_args())))
+    except (ReconnectError, ValueError) as error:
+        sys.exit(f"modbus_client: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

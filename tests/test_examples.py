@@ -97,11 +97,13 @@ def test_the_line_client_gives_up_in_the_end() -> None:
 
 
 @pytest.mark.parametrize("port", ["0", "70000"])
-def test_the_line_client_refuses_what_is_no_port(port: str) -> None:
-    with running("line_client.py", "localhost", port) as program:
+@pytest.mark.parametrize(("file", "expected"), [("line_client.py", 2), ("modbus_client.py", 1)])
+def test_they_refuse_what_is_no_port(file: str, expected: int, port: str) -> None:
+    with running(file, "localhost", port) as program:
         status, out, err = program.ends()
-    assert (status, out) == (2, "")
+    assert (status, out) == (expected, "")
     assert "a port from 1 to 65535" in err
+    assert "Traceback" not in err
 
 
 def free_port() -> int:
@@ -157,4 +159,15 @@ def test_the_modbus_client_asks_each_time_once_from_the_one_port(peer: Peer) -> 
     assert "IncompleteReadError" in err
     assert "unexpected answer 2, 3" in err
     assert "TimeoutError" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.campaign
+def test_the_modbus_client_gives_up_in_the_end(peer: Peer) -> None:
+    with running("modbus_client.py", *peer.address, "--times", 9) as program:
+        for _ in range(8):
+            peer.accept().rst()
+        status, out, err = program.ends()
+    assert (status, out) == (1, "")
+    assert "after 8 attempts" in err
     assert "Traceback" not in err
