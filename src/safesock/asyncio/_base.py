@@ -19,11 +19,12 @@ class SafeTransport(asyncio.Transport):
 
     - With on_loss="close", the end of file closes the connection, before `eof_received` is called
       and whatever that returns. What `write` has taken and the kernel has not is dropped then, and
-      counted as unacknowledged. on_loss="keep" leaves the connection half-open, as asyncio does.
+      counted as unacknowledged. on_loss="keep" leaves the connection half-open, as asyncio does;
+      "release" ends it, and closes the descriptor only with `close`.
     - `close` ends the connection by its policy, once what was written has been sent. With `Drain`
       and `Linger` that is limited by their time, they wait in a thread, and `connection_lost` comes
       when they are done. The descriptor is closed before `connection_lost` is called.
-    - `abort` sends RST.
+    - `abort` sends RST; a `Drain` or `Linger` that already waits is not cut short.
     - A FIN or RST is noticed while reading is paused as well: see `Policy.grace`.
     - One that is collected without `close` ends by its policy (and gives the same ResourceWarning).
     """
@@ -48,20 +49,20 @@ class SafeTransport(asyncio.Transport):
         """How the connection was closed, or None while it is open."""
         return self._sock.close_report
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """As `close`, but waits for nothing from the peer that the policy does not wait for."""
         raise NotImplementedError
 
-    async def wait_ended(self) -> None:
+    async def _wait_ended(self) -> None:
         """Until the descriptor is closed and `connection_lost` has been called."""
         raise NotImplementedError
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """Nobody has it any more: as `end`, from any thread, as the garbage collector works."""
         try:
             if asyncio._get_running_loop() is self._loop:
-                self.end()
+                self._end()
             else:
-                self._loop.call_soon_threadsafe(self.end)
+                self._loop.call_soon_threadsafe(self._end)
         except RuntimeError:
             pass  # The loop has just been closed: the transport ends when it is collected.

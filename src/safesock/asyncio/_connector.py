@@ -10,7 +10,7 @@ import weakref
 import tenacity
 
 from safesock._attempt import CUT, hurry, refuse_lost
-from safesock._destination import Destination
+from safesock._destination import Destination, check_on_connect
 from safesock._reconnect import Recovery
 from safesock.asyncio._dial import dial, within
 from safesock.asyncio._streams import LIMIT
@@ -39,8 +39,9 @@ class Connector:
     - `async for reader, writer in connector:` gives them once per turn, and closes them when the
       turn is over.
 
-    The connection before is closed before the next is dialled; if that waits for what has been
-    written to be sent, it does so until the deadline.
+    `async with` closes it at the end. The connection before is closed before the next is dialled,
+    whichever task had it; if that waits for what has been written to be sent, it does so until the
+    deadline.
 
     The arguments are those of `safesock.Connector`, and mean the same, but for these:
 
@@ -74,8 +75,7 @@ class Connector:
         self._to = Destination(
             address, local_address, policy, timeout, ssl_context, server_hostname
         )
-        if on_connect is not None and not callable(on_connect):
-            raise TypeError(f"on_connect takes a function of reader and writer: not {on_connect!r}")
+        check_on_connect(on_connect, "reader", "writer")
         if not isinstance(abort_previous, bool):
             raise TypeError(f"abort_previous takes True or False: not {abort_previous!r}")
         if isinstance(limit, bool) or not isinstance(limit, int):
@@ -99,7 +99,7 @@ class Connector:
 
     # Connecting -----------------------------------------------------------------------------------
 
-    async def connect(self) -> Streams:
+    async def connect(self) -> tuple[SafeStreamReader, SafeStreamWriter]:
         """A connection: a reader and a writer. The one before is closed first.
 
         Raises `ReconnectError` when the budget of this outage is used up, and
@@ -135,23 +135,24 @@ class Connector:
         self._recovery.closed = True
         transport = self._last_one()
         if transport is not None:
-            transport.end()
+            transport._end()
 
     async def wait_closed(self) -> None:
         """After `close`: until the connection has ended, and nobody is in `connect` any more."""
         transport = self._last_one()
         if transport is not None:
-            await transport.wait_ended()
+            await transport._wait_ended()
         if not self._is_dialling_here():
             async with self._lock:
                 pass
 
-    def __aiter__(self) -> AsyncIterator[Streams]:
+    def __aiter__(self) -> AsyncIterator[tuple[SafeStreamReader, SafeStreamWriter]]:
         """One connection per turn. It is closed by its policy at the end of the turn, or when the
         loop is left. Raises `ReconnectError`; ends when the connector is closed."""
         return _Turns(self)
 
     async def __aenter__(self) -> Self:
+        """Itself. At the end of `async with`: `close` and `wait_closed`."""
         return self
 
     async def __aexit__(
@@ -169,7 +170,7 @@ class Connector:
         retrying = tenacity.AsyncRetrying(sleep=asyncio.sleep, **self._recovery.strategies())
         last = self._last_one()
         if last is not None and not self._aborts:
-            last.end()
+            last._end()
         with self._recovery.wanted():
             return await retrying(self._attempt)
 
@@ -186,7 +187,7 @@ class Connector:
                 self._recovery.refuse_if_closed()
             except BaseException:
                 hurry(sock, until)
-                writer.transport.end()
+                writer.transport._end()
                 raise
             assert sock._connection is not None
             self._recovery.made(sock._connection)
@@ -206,7 +207,7 @@ class Connector:
             last.abort()
         try:
             async with asyncio.timeout(until - time.monotonic()):
-                await last.wait_ended()
+                await last._wait_ended()
         except TimeoutError:
             last.abort()
             raise
@@ -241,4 +242,4 @@ class _Turns:
 
     def __del__(self) -> None:
         if self._transport is not None:
-            self._transport.drop()
+            self._transport._drop()

@@ -38,15 +38,15 @@ class SafeSSLTransport(SafeTransport, sslproto._SSLProtocolTransport):
             super().close()
         self._protocol.lose_what_is_held()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """As `close`, but does not wait for the peer's close_notify (RFC 8446, 6.1)."""
         self.close()
         if not self._protocol._get_write_buffer_size():
-            self.socket_transport.end()
+            self.socket_transport._end()
 
-    async def wait_ended(self) -> None:
+    async def _wait_ended(self) -> None:
         """Until the descriptor is closed and `connection_lost` has been called."""
-        await self.socket_transport.wait_ended()
+        await self.socket_transport._wait_ended()
 
     def abort(self) -> None:
         """RST, at once; what has not been sent is dropped, and counted."""
@@ -113,7 +113,7 @@ class TLSProtocol(sslproto.SSLProtocol):
         protocol = self._app_protocol
         super().connection_lost(error)
         if untold:
-            self._loop.call_soon(protocol.connection_lost, error)
+            self._loop.call_soon(protocol.connection_lost, error)  # type: ignore[arg-type]
 
     def _resume_reading(self) -> None:
         super()._resume_reading()  # type: ignore[misc]

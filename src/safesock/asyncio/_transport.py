@@ -306,11 +306,11 @@ class SocketTransport(WritingTransport):
 
         threading.Thread(target=run, name="safesock-closer").start()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """As `close`."""
         self.close()
 
-    async def wait_ended(self) -> None:
+    async def _wait_ended(self) -> None:
         """Until the descriptor is closed and `connection_lost` has been called."""
         if not self._told:
             waiter = self._loop.create_future()
