@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import pickle
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -423,6 +424,7 @@ WRONG: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((("localhost", 80),), {"server_hostname": "x"}),
     ((("localhost", 80),), {"abort_previous": 1}),
     ((("localhost", 80),), {"policy": "abort"}),
+    ((("localhost", 80),), {"ssl_context": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}),
 ]
 
 
@@ -434,3 +436,24 @@ def test_wrong_arguments_raise_the_same(arguments: Any, options: Any) -> None:
             kind(*arguments, **options)
         errors.append((type(caught.value), str(caught.value)))
     assert errors[0] == errors[1]
+
+
+def _takes_nothing() -> None: ...
+
+
+def _takes_three(_a: object, _b: object, _c: object) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", ["login", _takes_nothing, _takes_three])
+def test_an_on_connect_that_cannot_be_called_is_refused(wrong: Any) -> None:
+    for kind in (safesock.Connector, safesock.asyncio.Connector):
+        with pytest.raises(TypeError, match="on_connect takes a function of"):
+            kind(("localhost", 80), on_connect=wrong)
+
+
+def test_a_coroutine_function_is_for_asyncio_alone() -> None:
+    async def log_in(*_: object) -> None: ...
+
+    safesock.asyncio.Connector(("localhost", 80), on_connect=log_in)
+    with pytest.raises(TypeError, match=r"safesock\.asyncio has coroutines"):
+        safesock.Connector(("localhost", 80), on_connect=log_in)

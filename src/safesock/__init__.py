@@ -1,7 +1,8 @@
 """safesock makes client TCP sockets end properly: no CLOSE_WAIT, nothing left behind.
 
 A peer that has closed sends FIN; a program that neither reads nor closes then holds the descriptor
-and the local port for ever. Start with `create_connection` or `wrap`, and a `Policy`.
+and the local port for ever. Start with `create_connection` or `wrap`, and a `Policy`; with
+`Connector` for a connection that comes back; for coroutines, import `safesock.asyncio`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ import tenacity
 
 from safesock import _forks
 from safesock._attempt import CUT, hurry, refuse_lost
-from safesock._destination import Destination
+from safesock._destination import Destination, check_on_connect
 from safesock._dial import Dialler, end
 from safesock._loss import Cause
 from safesock._policy import Abort
@@ -83,8 +84,9 @@ class Connector:
         self._to = Destination(
             address, local_address, policy, timeout, ssl_context, server_hostname
         )
-        if on_connect is not None and not callable(on_connect):
-            raise TypeError(f"on_connect takes a function of the socket: not {on_connect!r}")
+        check_on_connect(on_connect, "sock")
+        if inspect.iscoroutinefunction(on_connect):
+            raise TypeError("on_connect takes a plain function; safesock.asyncio has coroutines")
         if not isinstance(abort_previous, bool):
             raise TypeError(f"abort_previous takes True or False: not {abort_previous!r}")
         self._recovery = Recovery(reconnect, self._to.address)

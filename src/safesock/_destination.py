@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import ssl
 import time
 
@@ -51,6 +52,23 @@ class Destination:
         return left if self._timeout is None else min(left, self._timeout)
 
 
+def check_on_connect(function: Any, *arguments: str) -> None:
+    """Raises TypeError where it cannot be called with these: no attempt would mend that."""
+    if function is None:
+        return
+    wanted = f"on_connect takes a function of {' and '.join(arguments)}: not {function!r}"
+    if not callable(function):
+        raise TypeError(wanted)
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return  # Of a builtin, which does not tell.
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{wanted}, {error}") from None
+
+
 def _check(address: Any, local_address: Any, timeout: Any) -> None:
     host, port = _pair("address", address, '("example.org", 443)')
     if not host or not _can_be_asked_for(host):
@@ -79,6 +97,8 @@ def _can_be_asked_for(host: str) -> bool:
 def _check_tls(ssl_context: Any, server_hostname: Any) -> None:
     if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
         raise TypeError(f"ssl_context takes an ssl.SSLContext or None: not {ssl_context!r}")
+    if ssl_context is not None and ssl_context.protocol is ssl.PROTOCOL_TLS_SERVER:
+        raise ValueError("ssl_context takes a client's, such as ssl.create_default_context()")
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"server_hostname takes a str or None: not {server_hostname!r}")
     if server_hostname is not None and ssl_context is None:

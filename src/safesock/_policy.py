@@ -210,10 +210,10 @@ def policy_or_default(policy: Policy | None) -> Policy:
     """What a parameter `policy` means. Raises TypeError for what is no policy."""
     if policy is None:
         return DEFAULT
-    if not isinstance(policy, Policy):
-        raise TypeError(
-            f"policy takes a safesock.Policy or None, such as Policy(close=Abort()): not {policy!r}"
-        )
+    given: object = policy
+    if not isinstance(given, Policy):
+        example = f"Policy(close={given!r})" if isinstance(given, CloseMode) else "Policy()"
+        raise TypeError(f"policy takes a safesock.Policy or None, such as {example}: not {given!r}")
     return policy
 
 
