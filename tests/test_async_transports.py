@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import kernel
@@ -613,5 +614,61 @@ def test_what_cannot_be_taken_over_stays_as_it_was(loop: Loop, peer: Peer) -> No
         with pytest.raises(ValueError, match="closing"):
             wrap_transport(old)
         end.close()
+
+    ran(loop, main)
+
+
+class Proactor(asyncio.SelectorEventLoop):
+    """As on Windows by default: it waits for what has been begun, not for descriptors."""
+
+    add_reader = asyncio.AbstractEventLoop.add_reader
+
+
+def test_a_loop_that_cannot_wait_for_descriptors_is_refused(peer: Peer) -> None:
+    async def main() -> None:
+        words = "takes a loop with add_reader: not Proactor; on Windows, asyncio.SelectorEventLoop"
+        with pytest.raises(NotImplementedError, match=words):
+            await create_connection(asyncio.Protocol, *peer.address)
+        with pytest.raises(NotImplementedError, match=words):
+            await safesock.asyncio.open_connection(*peer.address)
+        with pytest.raises(NotImplementedError, match=words):
+            await safesock.asyncio.Connector(peer.address).connect()
+        with pytest.raises(NotImplementedError, match=words):
+            wrap_transport(asyncio.Transport())
+
+    with asyncio.Runner(loop_factory=Proactor) as runner:
+        runner.run(main())
+
+
+@contextlib.contextmanager
+def no_more_threads() -> Iterator[None]:
+    """The next one would want more memory for its stack than there is in the world."""
+    size = threading.stack_size(1 << 47)
+    try:
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=print).start()
+        yield
+    finally:
+        threading.stack_size(size)
+
+
+@pytest.mark.parametrize("mode", [Drain(60), Linger(60)], ids=["Drain", "Linger"])
+@pytest.mark.parametrize("how", ["close", "fin"])
+def test_where_there_is_no_thread_to_wait_in_it_ends_at_once(
+    loop: Loop, peer: Peer, mode: safesock.CloseMode, how: str
+) -> None:
+    async def main() -> None:
+        transport, log, end = await connected(Plain, peer, Policy(mode))
+        with no_more_threads():
+            if how == "fin":
+                end.half_close()
+            else:
+                transport.close()
+            assert "lost" not in str(log.calls)  # As ever, it is told by the loop.
+            async with asyncio.timeout(TIMEOUT):
+                await log.lost
+        assert transport.get_extra_info("socket").fileno() == -1
+        assert end.read_to_end() == (b"", EOF)
+        assert log.calls[-1] == NONE
 
     ran(loop, main)

@@ -23,6 +23,7 @@ LAYERS = [
     "_policy",
     "_loss",
     "_kernel",
+    "_beside",
     "_closing",
     "_connection",
     "_budget",

@@ -11,6 +11,7 @@ import socket
 import threading
 
 from safesock import _kernel, _watch
+from safesock._beside import beside
 from safesock._connection import Connection
 from safesock._kernel import Raw
 from safesock._loss import Cause, CloseReport, Loss, cause_of
@@ -217,10 +218,9 @@ class GovernedSocket(socket.socket):
 
     def __del__(self) -> None:
         connection = getattr(self, "_connection", None)  # Unset when __init__ raised.
-        if connection is not None and _watch.is_watching_thread() and connection.may_block():
-            # It was the watcher that happened to collect it, and others wait for the watcher.
-            threading.Thread(target=self._end_collected, name="safesock-closer").start()
-        else:
+        # Where it was the watcher that happened to collect it, others wait for the watcher.
+        blocks = connection is not None and _watch.is_watching_thread() and connection.may_block()
+        if not (blocks and beside(self._end_collected)):
             self._end_collected()
 
     def _end_collected(self) -> None:

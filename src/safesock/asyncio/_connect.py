@@ -129,6 +129,17 @@ class _Attempts:
             self._made.close()
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The running loop. Raises NotImplementedError for one that cannot wait for descriptors."""
+    loop = asyncio.get_running_loop()
+    if type(loop).add_reader is asyncio.AbstractEventLoop.add_reader:
+        raise NotImplementedError(
+            f"safesock.asyncio takes a loop with add_reader: not {type(loop).__name__}; on Windows,"
+            " asyncio.SelectorEventLoop"
+        )
+    return loop
+
+
 async def connect(
     made: tuple[int, int, int],
     sockaddr: Any,

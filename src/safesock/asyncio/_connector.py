@@ -12,6 +12,7 @@ import tenacity
 from safesock._attempt import CUT, hurry, refuse_lost
 from safesock._destination import Destination, check_on_connect
 from safesock._reconnect import Recovery
+from safesock.asyncio._connect import running_loop
 from safesock.asyncio._dial import dial, within
 from safesock.asyncio._streams import LIMIT
 
@@ -105,6 +106,7 @@ class Connector:
         Raises `ReconnectError` when the budget of this outage is used up, and
         ConnectionAbortedError when the connector is closed.
         """
+        running_loop()
         if self._is_dialling_here():
             raise RuntimeError("on_connect cannot connect by its own connector")
         async with self._lock:

@@ -9,7 +9,7 @@ from safesock._attempt import hurry
 from safesock._open import wrap
 from safesock._policy import policy_or_default
 from safesock._socket import SafeSocket
-from safesock.asyncio._connect import addresses, connect_to_one_of
+from safesock.asyncio._connect import addresses, connect_to_one_of, running_loop
 from safesock.asyncio._tls import TLSProtocol
 from safesock.asyncio._transport import SocketTransport
 
@@ -53,9 +53,11 @@ async def create_connection(
     after the other whatever *happy_eyeballs_delay* says; where the port is held, the OSError is a
     `LocalPortBusyError`. *sock*, a connected TCP socket, is taken over as by `safesock.wrap`; a
     `SafeSocket` is used as it is, unless it gets another *policy*.
-    Nothing is left open after an exception or a cancellation.
+    Nothing is left open after an exception or a cancellation. Raises NotImplementedError on a loop
+    without `add_reader`.
     """
     chosen = policy_or_default(policy)
+    running_loop()
     if not ssl:
         _refuse_without_tls(server_hostname, ssl_handshake_timeout, ssl_shutdown_timeout)
     elif server_hostname is None:

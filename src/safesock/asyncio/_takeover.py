@@ -8,6 +8,7 @@ import socket
 
 from safesock._open import wrap
 from safesock.asyncio._base import SafeTransport
+from safesock.asyncio._connect import running_loop
 from safesock.asyncio._transport import SocketTransport
 
 TYPE_CHECKING = False
@@ -30,7 +31,7 @@ def wrap_transport(transport: asyncio.Transport, policy: Policy | None = None) -
     `create_connection`, or wrap it before start_tls), has not sent all that was written, or is not
     a TCP client's; *transport* is then as it was.
     """
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     protocol = _refuse(transport)
     sock = transport.get_extra_info("socket")
     duplicate = socket.socket(fileno=os.dup(sock.fileno()))

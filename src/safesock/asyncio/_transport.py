@@ -8,11 +8,11 @@ as without asyncio; here it is put in the order that protocols expect.
 from __future__ import annotations
 
 import asyncio
-import threading
 import warnings
 from asyncio import constants, selector_events, trsock
 
 from safesock import _kernel
+from safesock._beside import beside
 from safesock._kernel import Raw, TcpState
 from safesock._policy import Abort, mode_within, seconds_of
 from safesock.asyncio._connect import wake
@@ -304,7 +304,13 @@ class SocketTransport(WritingTransport):
             except RuntimeError:
                 pass  # The loop has been closed: nobody waits for it.
 
-        threading.Thread(target=run, name="safesock-closer").start()
+        self._apart(run)
+
+    def _apart(self, work: Callable[[], object]) -> None:
+        if not beside(work):
+            # Better cut short than the loop held up.
+            self._sock._close_by(mode_within(self._sock.policy.close, 0))
+            work()
 
     def _end(self) -> None:
         """As `close`."""
@@ -322,6 +328,6 @@ class SocketTransport(WritingTransport):
             return
         warnings.warn(f"unclosed transport {self!r}", ResourceWarning, 2, source=self)
         if self._may_block() and not self._loop.is_closed():
-            threading.Thread(target=self._sock.close, name="safesock-closer").start()
+            self._apart(self._sock.close)
         else:
             self._sock.close()
