@@ -26,6 +26,7 @@ class SafeTransport(asyncio.Transport):
       when they are done. The descriptor is closed before `connection_lost` is called.
     - `abort` sends RST; a `Drain` or `Linger` that already waits is not cut short.
     - A FIN or RST is noticed while reading is paused as well: see `Policy.grace`.
+    - `loop.sendfile` reads and writes, as over TLS; it does not use sendfile(2).
     - One that is collected without `close` ends by its policy (and gives the same ResourceWarning).
     """
 
