@@ -1,9 +1,9 @@
 """A server in a process of its own, so that its work is not counted as a client's.
 
 `echo` answers what it gets; `hold` accepts and keeps, and closes all at the first byte on stdin;
-`drop` accepts and closes. For one client after the other: `spin` answers what it gets, and does not
-sleep; `lines`, `give` and `take` are told how much, and send so many lines, or blocks of 64 KiB, or
-take so many blocks and then say so.
+`drop` accepts and closes. For one client after the other: `spin` answers what it gets on several
+connections, and does not sleep; `lines`, `give` and `take` are told how much, and send so many
+lines, or blocks of 64 KiB, or take so many blocks and then say so.
 """
 
 from __future__ import annotations
@@ -81,20 +81,31 @@ LINE = b"a line of forty-eight characters, and its ending\n"
 BLOCK = bytes(65536)
 
 
+# The connections that `spin` takes from each client.
+AT_ONCE = 8
+
+
 def _spin(listener: socket.socket) -> None:
     while True:
-        sock, _ = listener.accept()
-        with sock, contextlib.suppress(ConnectionError):
+        socks = [listener.accept()[0] for _ in range(AT_ONCE)]
+        for sock in socks:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setblocking(False)
-            while True:
-                try:
-                    data = sock.recv(65536)
-                except BlockingIOError:
-                    continue
-                if not data:
-                    break
-                sock.sendall(data)
+        with contextlib.suppress(ConnectionError):
+            while all(map(_answered, socks)):
+                pass
+        for sock in socks:
+            sock.close()
+
+
+def _answered(sock: socket.socket) -> bool:
+    """What there is; False at the end."""
+    try:
+        data = sock.recv(65536)
+    except BlockingIOError:
+        return True
+    sock.sendall(data)
+    return bool(data)
 
 
 def _bulk(listener: socket.socket, mode: str) -> None:

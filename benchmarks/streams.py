@@ -1,10 +1,17 @@
 """safesock's streams beside those of asyncio, anyio and trio, on the same work in the same run.
 
-A round trip of 64 bytes; lines read one by one; and 64 KiB at a time, received and sent. The server
-is a process of its own with a blocking socket, the same for all; for the round trip it asks its
-socket again and again instead of sleeping, so that the kernel's scheduler has no part in it. All
-take turns, in a different order in each round; a figure is the median of the rounds' ratios. What
-has come is checked in each round.
+Round trips of 64 bytes; lines read one by one; and 64 KiB at a time, received and sent. The server
+is a process of its own with blocking sockets, the same for all. The round trips are made on eight
+connections at once, by a task for each, and their server asks its sockets again and again instead
+of sleeping: so there is always an answer to go on with, and nobody sleeps. With one connection the
+kernel's sleeping and waking took most of the time, and whoever was too slow to fall asleep before
+the answer came was the quickest.
+
+All is done twice: by a process that is new, and later, when it has once freed a block of some
+megabytes. asyncio asks for 256 KiB each time it reads, and glibc gives it fresh pages each time,
+until then (M_MMAP_THRESHOLD in mallopt(3)); uvloop frees such blocks itself. All take turns, in a
+different order in each round; a figure is the median of the rounds' ratios. What has come is
+checked in each round.
 """
 
 from __future__ import annotations
@@ -20,22 +27,25 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.abc
 import anyio.streams.buffered
 import trio
 import uvloop
 
 import safesock.asyncio
 from benchmarks.report import Row
-from benchmarks.server import BLOCK, LINE, serving
+from benchmarks.server import AT_ONCE, BLOCK, LINE, serving
 
 Address = tuple[str, int]
 # One round of some work: the seconds that it took, for so many pieces.
 Work = Callable[[Address, int], Awaitable[float]]
 
 MESSAGE = bytes(range(64))
+# Freed, it changes what malloc does with smaller ones.
+BIG = 4 << 20
 # The bars, for the works in this order.
 WORKS = (
-    "round trip of 64 bytes",
+    "round trips of 64 bytes",
     "readline",
     "received, 64 KiB at a time",
     "sent, 64 KiB at a time",
@@ -51,16 +61,21 @@ BARS: dict[str, tuple[float | None, ...]] = {
 
 
 def over_streams(open_connection: Callable[..., Awaitable[Any]]) -> tuple[Work, ...]:
-    async def round_trips(address: Address, count: int) -> float:
-        reader, writer = await open_connection(*address)
-        begin = time.perf_counter()
+    async def on_one(streams: Any, count: int) -> None:
+        reader, writer = streams
         for _ in range(count):
             writer.write(MESSAGE)
             await writer.drain()
             answer = await reader.readexactly(64)
-        seconds = time.perf_counter() - begin
         assert answer == MESSAGE
-        writer.close()
+
+    async def round_trips(address: Address, count: int) -> float:
+        pairs = [await open_connection(*address) for _ in range(AT_ONCE)]
+        begin = time.perf_counter()
+        await asyncio.gather(*(on_one(pair, count // AT_ONCE) for pair in pairs))
+        seconds = time.perf_counter() - begin
+        for _, writer in pairs:
+            writer.close()
         return seconds
 
     async def lines(address: Address, count: int) -> float:
@@ -103,16 +118,24 @@ def over_streams(open_connection: Callable[..., Awaitable[Any]]) -> tuple[Work, 
 # anyio ------------------------------------------------------------------------------------------
 
 
-async def anyio_round_trips(address: Address, count: int) -> float:
-    async with await anyio.connect_tcp(*address) as stream:
-        begin = time.perf_counter()
-        for _ in range(count):
-            await stream.send(MESSAGE)
-            answer = await stream.receive(64)
-            while len(answer) < 64:
-                answer += await stream.receive(64 - len(answer))
-        seconds = time.perf_counter() - begin
+async def anyio_on_one(stream: anyio.abc.SocketStream, count: int) -> None:
+    for _ in range(count):
+        await stream.send(MESSAGE)
+        answer = await stream.receive(64)
+        while len(answer) < 64:
+            answer += await stream.receive(64 - len(answer))
     assert answer == MESSAGE
+
+
+async def anyio_round_trips(address: Address, count: int) -> float:
+    streams = [await anyio.connect_tcp(*address) for _ in range(AT_ONCE)]
+    begin = time.perf_counter()
+    async with anyio.create_task_group() as group:
+        for stream in streams:
+            group.start_soon(anyio_on_one, stream, count // AT_ONCE)
+    seconds = time.perf_counter() - begin
+    for stream in streams:
+        await stream.aclose()
     return seconds
 
 
@@ -151,16 +174,24 @@ async def anyio_send(address: Address, count: int) -> float:
 # trio -------------------------------------------------------------------------------------------
 
 
-async def trio_round_trips(address: Address, count: int) -> float:
-    async with await trio.open_tcp_stream(*address) as stream:
-        begin = time.perf_counter()
-        for _ in range(count):
-            await stream.send_all(MESSAGE)
-            answer = await stream.receive_some(64)
-            while len(answer) < 64:
-                answer += await stream.receive_some(64 - len(answer))
-        seconds = time.perf_counter() - begin
+async def trio_on_one(stream: trio.SocketStream, count: int) -> None:
+    for _ in range(count):
+        await stream.send_all(MESSAGE)
+        answer = await stream.receive_some(64)
+        while len(answer) < 64:
+            answer += await stream.receive_some(64 - len(answer))
     assert answer == MESSAGE
+
+
+async def trio_round_trips(address: Address, count: int) -> float:
+    streams = [await trio.open_tcp_stream(*address) for _ in range(AT_ONCE)]
+    begin = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(trio_on_one, stream, count // AT_ONCE)
+    seconds = time.perf_counter() - begin
+    for stream in streams:
+        await stream.aclose()
     return seconds
 
 
@@ -223,46 +254,67 @@ CONTESTANTS = {
 _MODES = ("spin", "lines", "give", "take")
 
 
-def measured(quick: bool) -> Iterator[tuple[int, dict[str, float], dict[str, float]]]:
-    """For each work: its number, and by contestant the median ratio of safesock to it on the same
-    loop, and the median of the seconds."""
-    sizes = ((5, 300), (3, 20_000), (3, 500), (3, 500))
+@dataclass(frozen=True)
+class Result:
+    """Of one work: by contestant the median ratio of safesock to it on the same loop, and the
+    median of the seconds."""
+
+    work: str
+    bars: dict[str, float | None]
+    ratios: dict[str, float]
+    seconds: dict[str, float]
+
+
+def measured(quick: bool) -> Iterator[Result]:
+    yield from _measured(quick, [one for one in CONTESTANTS if "uvloop" not in one], WORKS, BARS)
+    del [bytes(BIG)][0]
+    later = tuple(f"{work}, later" for work in WORKS)
+    yield from _measured(quick, list(CONTESTANTS), later, {})
+
+
+def _measured(
+    quick: bool, names: list[str], works: tuple[str, ...], bars: dict[str, tuple[float | None, ...]]
+) -> Iterator[Result]:
+    sizes = ((5, 400), (3, 20_000), (3, 500), (3, 500))
     if not quick:
-        sizes = ((25, 4_000), (7, 1_000_000), (7, 16_384), (7, 16_384))
+        sizes = ((25, 8_000), (7, 1_000_000), (7, 16_384), (7, 16_384))
     for number, (rounds, count) in enumerate(sizes):
         taken: dict[str, list[float]] = {}
-        names = [name for name, one in CONTESTANTS.items() if one.works[number] is not None]
+        able = [name for name in names if CONTESTANTS[name].works[number] is not None]
         for turn in range(rounds):
             with serving(_MODES[number]) as address:
-                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                for name in able[turn % len(able) :] + able[: turn % len(able)]:
                     one = CONTESTANTS[name]
                     taken.setdefault(name, []).append(one.run(one.works[number], address, count))  # type: ignore[arg-type]
         ratios = {}
         for name, seconds in taken.items():
             ours = taken["safesock, uvloop" if name.endswith("uvloop") else "safesock"]
             ratios[name] = statistics.median(a / b for a, b in zip(ours, seconds, strict=True))
-        yield number, ratios, {name: statistics.median(each) for name, each in taken.items()}
+        medians = {name: statistics.median(each) for name, each in taken.items()}
+        yield Result(
+            works[number], {name: each[number] for name, each in bars.items()}, ratios, medians
+        )
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    for number, ratios, _ in measured(quick):
-        for name, ratio in ratios.items():
+    for result in measured(quick):
+        for name, ratio in result.ratios.items():
             if not name.startswith("safesock"):
-                bar = BARS.get(name, (None,) * 4)[number]
-                yield Row(f"{WORKS[number]}, of {name}", ratio, bar, "x")
+                yield Row(f"{result.work}, of {name}", ratio, result.bars.get(name), "x")
 
 
-def _plot(file: Path, results: list[tuple[int, dict[str, float], dict[str, float]]]) -> None:
+def _plot(file: Path, results: list[Result]) -> None:
     matplotlib, figures = (importlib.import_module(f"matplotlib{part}") for part in ("", ".figure"))
     matplotlib.rcParams["svg.hashsalt"] = "streams"  # The same file for the same figures.
-    figure = figures.Figure((9, 6), layout="constrained")
+    figure = figures.Figure((9, 10), layout="constrained")
     figure.suptitle("The time of the same work; safesock on asyncio's loop is 1")
-    for axes, (number, _, seconds) in zip(figure.subplots(2, 2).flat, results, strict=True):
-        names = list(seconds)[::-1]
-        values = [seconds[name] / seconds["safesock"] for name in names]
+    panels = figure.subplots(len(results) // 2, 2).T.flat
+    for axes, result in zip(panels, results, strict=True):
+        names = list(result.seconds)[::-1]
+        values = [result.seconds[name] / result.seconds["safesock"] for name in names]
         colours = ["C0" if name.startswith("safesock") else "C7" for name in names]
         axes.barh(names, values, color=colours)
-        axes.set_title(WORKS[number])
+        axes.set_title(result.work)
         axes.axvline(1, color="C0", linewidth=1)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
@@ -276,12 +328,11 @@ def main() -> None:
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot takes matplotlib: pip install -e '.[bench]'")
     results = []
-    for number, ratios, seconds in measured(arguments.quick):
-        results.append((number, ratios, seconds))
-        for name, ratio in ratios.items():
-            print(
-                f"{WORKS[number]:<28} {name:<18} {seconds[name]:8.3f} s   x{ratio:.2f}", flush=True
-            )
+    for result in measured(arguments.quick):
+        results.append(result)
+        for name, ratio in result.ratios.items():
+            taken = f"{result.seconds[name]:8.3f} s   x{ratio:.2f}"
+            print(f"{result.work:<34} {name:<18} {taken}", flush=True)
     if arguments.plot:
         _plot(arguments.plot, results)
 
