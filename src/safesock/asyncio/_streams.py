@@ -63,9 +63,6 @@ class SafeStreamReader(asyncio.StreamReader):
         if isinstance(transport, SocketTransport):
             transport.read_size = min(max(self._limit, LIMIT), MOST)
 
-    def __repr__(self) -> str:
-        return super().__repr__().replace("<", "<Safe", 1)
-
     def _replace_transport(self, transport: SafeTransport) -> None:
         """After start_tls."""
         self._transport = transport
