@@ -15,6 +15,7 @@ import kernel
 import pytest
 from loops import LOOPS, Loop
 from peer import EOF, RESET, TIMEOUT, Peer, PeerEnd
+from tls_peer import NAME, Certificates, TlsPeer
 
 import safesock.asyncio
 from safesock import Abort, Cause, Drain, Graceful, Linger, LocalPortBusyError, Policy
@@ -670,5 +671,31 @@ def test_where_there_is_no_thread_to_wait_in_it_ends_at_once(
         assert transport.get_extra_info("socket").fileno() == -1
         assert end.read_to_end() == (b"", EOF)
         assert log.calls[-1] == NONE
+
+    ran(loop, main)
+
+
+def test_tls_loses_nothing_when_reading_goes_on_just_before_the_end_is_told(
+    loop: Loop, certificates: Certificates
+) -> None:
+    """The end has come while reading was paused, and the protocol is to be told of it soon."""
+
+    async def main() -> None:
+        with TlsPeer(certificates.server()) as peer:
+            shaking = peer.begin(peer.accept_and_shake)
+            context = certificates.client()
+            transport, log = await create_connection(
+                Plain, *peer.address, ssl=context, server_hostname=NAME
+            )
+            end = await asyncio.wrap_future(shaking)
+            transport.pause_reading()
+            end.say(b"unread")
+            end.fin()
+            async with asyncio.timeout(TIMEOUT):
+                while transport.close_report is None:
+                    await asyncio.sleep(0)
+                transport.resume_reading()
+                await log.lost
+            assert log.calls == ["made", b"unread", "eof", NONE]
 
     ran(loop, main)

@@ -63,6 +63,8 @@ class TLSProtocol(sslproto.SSLProtocol):
 
     # The end of the connection is told when what has come before it has been read.
     _holds_the_end = False
+    # Reading goes on soon.
+    _resumes = False
     # The peer has said that nothing more will come.
     _is_at_end = False
     # Of asyncio's.
@@ -104,8 +106,7 @@ class TLSProtocol(sslproto.SSLProtocol):
 
     def connection_lost(self, error: BaseException | None) -> None:
         """At once, or when the owner, who has paused reading, has got what came before it."""
-        paused = self._app_reading_paused and self._app_transport is not None
-        if error is None and paused and self._incoming.pending and not self._app_transport._closed:
+        if error is None and self._is_yet_to_be_read():
             self._holds_the_end = True
             return
         # asyncio does not tell whoever had a connection before the handshake, which is not over.
@@ -115,9 +116,21 @@ class TLSProtocol(sslproto.SSLProtocol):
         if untold:
             self._loop.call_soon(protocol.connection_lost, error)  # type: ignore[arg-type]
 
+    def _is_yet_to_be_read(self) -> bool:
+        """Whether something that has come waits for an owner who may still want it."""
+        if self._app_transport is None or self._app_transport._closed:
+            return False
+        return bool((self._app_reading_paused or self._resumes) and self._incoming.pending)
+
     def _resume_reading(self) -> None:
         super()._resume_reading()  # type: ignore[misc]
-        self._loop.call_soon(self.lose_what_is_held)
+        self._resumes = True
+        self._loop.call_soon(self._has_resumed)
+
+    def _has_resumed(self) -> None:
+        self._resumes = False
+        if not self._is_yet_to_be_read():
+            self.lose_what_is_held()
 
     def lose_what_is_held(self) -> None:
         """Nobody is going to read any more, or all has been read."""
