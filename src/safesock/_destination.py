@@ -6,8 +6,7 @@ import inspect
 import ssl
 import time
 
-from safesock._policy import policy_or_default
-from safesock._reconnect import positive
+from safesock._policy import policy_or_default, positive
 from safesock._resolve import is_numeric, numeric
 
 TYPE_CHECKING = False

@@ -1,7 +1,7 @@
 """A socket whose TCP connection is governed: made, watched, lost and closed by its policy.
 
 What its calls mean for the connection is decided in `_connection`; here it is acted on, with the
-descriptor. `SafeSocket` adds the reads and writes.
+descriptor. `_transfer` adds the reads and writes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safesock._beside import beside
 from safesock._connection import Connection
 from safesock._kernel import Raw
 from safesock._loss import Cause, CloseReport, Loss, cause_of
-from safesock._policy import CloseMode, Policy, mode_by_linger, policy_or_default
+from safesock._policy import CloseMode, Policy, mode_by_linger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,28 +30,16 @@ _LOOK = 0.5
 
 
 class GovernedSocket(socket.socket):
-    """All of `SafeSocket` but reading and writing."""
+    """All of it but reading and writing. Where the connection and the policy are kept is left to
+    those that derive from it."""
 
-    __slots__ = ("_connection", "_policy")
+    __slots__ = ()
 
     _connection: Connection | None
     _policy: Policy
     # Of socket.socket: closed by its owner, and the number of open files made of it.
     _closed: bool
     _io_refs: int
-
-    def __init__(
-        self,
-        family: int = -1,
-        type: int = -1,
-        proto: int = -1,
-        fileno: int | None = None,
-        *,
-        policy: Policy | None = None,
-    ) -> None:
-        self._connection = None
-        self._policy = policy_or_default(policy)
-        super().__init__(family, type, proto, fileno)
 
     @property
     def policy(self) -> Policy:
@@ -314,17 +302,21 @@ class GovernedSocket(socket.socket):
 
     def getpeername(self) -> Any:
         """getpeername(2), which the kernel refuses once a connection has ended."""
-        connection = self._connection
-        if connection is None or connection.loss is None or self._is_closed():
-            return super().getpeername()
-        return connection.loss.peer
+        loss = self._told_loss()
+        return super().getpeername() if loss is None else loss.peer
 
     def getsockname(self) -> Any:
         """getsockname(2)."""
+        loss = self._told_loss()
+        return super().getsockname() if loss is None else loss.local
+
+    def _told_loss(self) -> Loss | None:
+        """The loss, if the kernel no longer answers because of it."""
         connection = self._connection
-        if connection is None or connection.loss is None or self._is_closed():
-            return super().getsockname()
-        return connection.loss.local
+        if connection is None or self._is_closed():
+            return None
+        connection.let_the_watcher_pass()  # It records what it has done when that is done.
+        return connection.loss
 
     def settimeout(self, value: float | None, /) -> None:
         """As in the standard library."""

@@ -226,6 +226,13 @@ def seconds_in(name: str, value: float) -> float:
     return value
 
 
+def positive(name: str, value: float) -> float:
+    """*value*, the argument called *name*, if it is a number of seconds above 0."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+        raise ValueError(f"{name} takes seconds above 0: not {value!r}")
+    return seconds_in(name, value)
+
+
 def whole_in(name: str, value: float, most: int) -> int:
     """*value*, the argument called *name*, if it is a whole number from 1 to *most*."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

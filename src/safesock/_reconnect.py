@@ -17,7 +17,7 @@ import tenacity
 from safesock._budget import Budget
 from safesock._connection import Connection
 from safesock._errors import LocalPortBusyError, ReconnectError
-from safesock._policy import seconds_in, whole_in
+from safesock._policy import positive, whole_in
 from safesock._value import Value
 
 TYPE_CHECKING = False
@@ -114,13 +114,6 @@ class Reconnect(Value):
             ),
             stable_after=positive("Reconnect(stable_after)", stable_after),
         )
-
-
-def positive(name: str, value: float) -> float:
-    """*value*, the argument called *name*, if it is a number of seconds above 0."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
-        raise ValueError(f"{name} takes seconds above 0: not {value!r}")
-    return seconds_in(name, value)
 
 
 _KINDS = (tenacity.wait.wait_base, tenacity.retry_base)

@@ -20,6 +20,7 @@ from safesock import _watch
 from safesock._governed import broken_pipe
 from safesock._kernel import Raw
 from safesock._socket import SafeSocket
+from safesock._transfer import TransferSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -305,6 +306,6 @@ def dials_before(cls: type[SafeSocket], name: str) -> None:
     setattr(cls, name, call)
 
 
-for _name in (*SafeSocket.__dict__,):
+for _name in (*TransferSocket.__dict__,):
     if _name.startswith(("recv", "send")):
         dials_before(ReconnectingSocket, _name)
