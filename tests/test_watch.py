@@ -982,3 +982,27 @@ def test_parents_watch_goes_on_whatever_the_child_does(peer: Peer, act: str) -> 
         end.half_close()
         ends.wait_for_our_end()
         wait_for_loss(sock)
+
+
+def test_a_number_that_is_used_again_while_it_is_looked_after_stays_watched(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(on_loss="release", grace=0.05)
+    first = create_connection(peer.address, policy=policy)
+    number, has = first.fileno(), _watch._has
+    second: list[SafeSocket] = []
+
+    def and_then_it_is_closed(ref: Any, fd: int) -> bool:
+        answer = has(ref, fd)
+        if fd == number and not second:
+            first.close()
+            second.append(create_connection(peer.address, policy=policy))
+            assert second[0].fileno() == number
+        return answer
+
+    monkeypatch.setattr(_watch, "_has", and_then_it_is_closed)
+    assert peer.accept().read_to_end() == (b"", EOF)
+    end = peer.accept()
+    end.half_close()
+    assert end.read_to_end() == (b"", EOF)
+    second[0].close()

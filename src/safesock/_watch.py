@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _ORDER = itertools.count()
+_WATCHING = "the thread that watches sockets"
 # Seconds that a connection lives before it is watched.
 _YOUTH = 0.05
 # Edges: what has happened is reported once, not for as long as it lasts. One shot would miss the
@@ -48,7 +49,9 @@ _PEER_CLOSES = select.EPOLLRDHUP | select.EPOLLET if HAS_EPOLL else 0
 class _Entry(weakref.ref["Watched"]):
     """One time that a socket is watched: one object may be so with one connection after another."""
 
-    __slots__ = ()
+    __slots__ = ("events",)
+    # Those that epoll is asked for.
+    events: int
 
 
 class Watcher:
@@ -63,10 +66,10 @@ class Watcher:
             self._epoll.close()
             raise
         self._epoll.register(self._bell, select.EPOLLIN)
-        # Those that are not in epoll yet; whether the bell has been rung for them.
+        self._sockets: dict[int, _Entry] = {}
+        # Those of them that are not in epoll yet; whether the bell has been rung for them.
         self._young: dict[int, _Entry] = {}
         self._rung = False
-        self._sockets: dict[int, _Entry] = {}
         # What is to be done when, with which socket; without one, the young are to be looked after.
         self._due: list[tuple[float, int, int, _Entry | None]] = []
         self.thread = threading.Thread(target=self._run, name="safesock-watcher", daemon=True)
@@ -75,7 +78,8 @@ class Watcher:
     def add_soon(self, sock: Watched) -> None:
         """Many connections live for a moment only: they are spared two system calls, and the thread
         two awakenings, each in the middle of its owner's work."""
-        self._young[sock.fileno()] = _Entry(sock)
+        fd = sock.fileno()
+        self._sockets[fd] = self._young[fd] = _entry(sock, _PEER_CLOSES)
         if not self._rung:
             try:
                 self._rung = True
@@ -86,29 +90,36 @@ class Watcher:
 
     def add(self, sock: Watched, connecting: bool) -> None:
         """Watches *sock*; with *connecting* it is told as well when that is done."""
-        events = _PEER_CLOSES | (select.EPOLLOUT if connecting else 0)
-        self._young.pop(sock.fileno(), None)
-        self._register(sock.fileno(), _Entry(sock), events)
+        fd = sock.fileno()
+        self._young.pop(fd, None)
+        entry = _entry(sock, _PEER_CLOSES | (select.EPOLLOUT if connecting else 0))
+        self._sockets[fd] = entry
+        if not self._register(fd, entry.events):
+            self._sockets.pop(fd, None)
 
-    def _register(self, fd: int, ref: _Entry, events: int) -> None:
-        self._sockets[fd] = ref
+    def _register(self, fd: int, events: int) -> bool:
+        """False: closed meanwhile, or no watches left: as without epoll."""
         try:
             try:
                 self._epoll.register(fd, events)
             except FileExistsError:
                 self._epoll.modify(fd, events)
         except (OSError, ValueError):
-            self._sockets.pop(fd, None)  # Closed meanwhile, or no watches left: as without epoll.
+            return False
+        return True
 
     def remove(self, fd: int) -> None:
         """Forgets what is watched by this descriptor."""
         self._young.pop(fd, None)
         # Explicitly: close(2) would not end it while a duplicate descriptor exists.
         if self._sockets.pop(fd, None) is not None:
-            try:
-                self._epoll.unregister(fd)
-            except (OSError, ValueError):
-                pass
+            self._unregister(fd)
+
+    def _unregister(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        except (OSError, ValueError):
+            pass
 
     def forget(self) -> None:
         """In a forked child: the descriptors go, the parent's sockets stay as they are."""
@@ -144,12 +155,22 @@ class Watcher:
     def _grow_up(self, fd: int, ref: _Entry) -> None:
         # No reference is held meanwhile: whoever drops the last one ends the connection.
         try:
-            if _has(ref, fd):
-                self._register(fd, ref, _PEER_CLOSES)
-                if self._is_watched(fd, ref) and not _has(ref, fd):
-                    self.remove(fd)  # Closed meanwhile: the number may be a stranger's.
+            if self._is_watched(fd, ref) and _has(ref, fd):
+                self._register(fd, ref.events)
+                self._make_good(fd, ref)
         except Exception as error:
-            _report(error)  # The others are still to be watched.
+            report(error, _WATCHING)  # The others are still to be watched.
+
+    def _make_good(self, fd: int, ref: _Entry) -> None:
+        """Where the socket was closed meanwhile: the number may be a stranger's, or that of one
+        that has been watched since."""
+        now = self._sockets.get(fd)
+        if now is None:
+            self._unregister(fd)
+        elif now is not ref:
+            self._register(fd, now.events)
+        elif not _has(ref, fd):
+            self.remove(fd)
 
     def _ask(self, fd: int, ref: _Entry | None, *, step_in: bool) -> None:
         # In a function of its own: while the thread waits, no local variable holds a socket.
@@ -159,7 +180,7 @@ class Watcher:
         try:
             seconds = sock._step_in() if step_in else sock._peer_has_closed()
         except Exception as error:
-            _report(error)  # The others are still to be watched.
+            report(error, _WATCHING)  # The others are still to be watched.
             return
         if seconds is not None:
             self._forget_the_dead()
@@ -177,18 +198,25 @@ class Watcher:
             heapq.heapify(self._due)
 
 
+def _entry(sock: Watched, events: int) -> _Entry:
+    made = _Entry(sock)
+    made.events = events
+    return made
+
+
 def _has(ref: _Entry, fd: int) -> bool:
     """Whether the socket exists, and still has this descriptor."""
     sock = ref()
     return sock is not None and sock.fileno() == fd
 
 
-def _report(error: Exception) -> None:
+def report(error: Exception, where: str) -> None:
+    """For what nobody can catch."""
     what: Any = types.SimpleNamespace(
         exc_type=type(error),
         exc_value=error,
         exc_traceback=error.__traceback__,
-        err_msg="Exception ignored in the thread that watches sockets",
+        err_msg=f"Exception ignored in {where}",
         object=None,
     )
     sys.unraisablehook(what)
