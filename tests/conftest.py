@@ -41,6 +41,13 @@ def network() -> Iterator[Network]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_enforced() -> Iterator[None]:
+    """Or all tests that come after would be under it."""
+    yield
+    assert "connect" not in vars(socket.socket)
+
+
 @pytest.fixture
 def nothing_is_left_open() -> Iterator[None]:
     before = kernel.descriptors()

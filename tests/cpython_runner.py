@@ -43,6 +43,8 @@ class Mode(enum.StrEnum):
     """As SAFE, and every `SSLContext` gives a `SafeSSLSocket`."""
     RELEASE = "release"
     """As TLS, with on_loss="release"."""
+    ENFORCE = "enforce"
+    """All classes as they were, under `safesock.enforce()`."""
     STREAMS = "streams"
     """asyncio's clients are those of `safesock.asyncio`, its streams are, too."""
     STREAMS_KEEP = "streams-keep"
@@ -93,6 +95,9 @@ def replace_asyncio(policy: safesock.Policy) -> None:
 
 def replace(mode: Mode) -> None:
     if mode is Mode.PLAIN:
+        return
+    if mode is Mode.ENFORCE:
+        safesock.enforce()
         return
     if mode in (Mode.STREAMS, Mode.STREAMS_KEEP):
         policy = safesock.Policy(on_loss="keep" if mode is Mode.STREAMS_KEEP else "close")

@@ -21,9 +21,10 @@ RUNNER = Path(__file__).with_name("cpython_runner.py")
 # How often a test whose outcome differs is run again.
 ROUNDS = 3
 
-WITHOUT_TLS = (Mode.SAFE, Mode.RELEASE)
-WITH_TLS = (Mode.SAFE, Mode.BEFORE_SSL, Mode.TLS, Mode.RELEASE)
-ASYNC = (Mode.STREAMS, Mode.STREAMS_KEEP)
+WITHOUT_TLS = (Mode.SAFE, Mode.RELEASE, Mode.ENFORCE)
+WITH_TLS = (Mode.SAFE, Mode.BEFORE_SSL, Mode.TLS, Mode.RELEASE, Mode.ENFORCE)
+STREAMS = (Mode.STREAMS, Mode.STREAMS_KEEP)
+ASYNC = (*STREAMS, Mode.ENFORCE)
 # The slowest first, as tests run side by side.
 SUITES = {
     "test_ssl": WITH_TLS,
@@ -40,10 +41,16 @@ SUITES = {
     "test_asyncio.test_sendfile": (Mode.SAFE, *ASYNC),
     "test_asyncio.test_streams": ASYNC,
     "test_asyncio.test_buffered_proto": ASYNC,
-    "test_asyncio.test_sock_lowlevel": (Mode.SAFE,),
-    "test_asyncio.test_selector_events": (Mode.SAFE,),
-    "test_asyncio.test_base_events": (Mode.SAFE,),
+    "test_asyncio.test_sock_lowlevel": (Mode.SAFE, Mode.ENFORCE),
+    "test_asyncio.test_selector_events": (Mode.SAFE, Mode.ENFORCE),
+    "test_asyncio.test_base_events": (Mode.SAFE, Mode.ENFORCE),
     "test_asyncio.test_transports": ASYNC,
+    "test_asyncio.test_server": (Mode.ENFORCE,),
+    "test_asyncio.test_unix_events": (Mode.ENFORCE,),
+    "test_xmlrpc": (Mode.ENFORCE,),
+    "test_urllib2_localnet": (Mode.ENFORCE,),
+    "test_telnetlib": (Mode.ENFORCE,),
+    "test_nntplib": (Mode.ENFORCE,),
 }
 QUICK = ("test_smtplib", "test_httplib", "test_asyncio.test_streams")
 # These have nothing but socket pairs, or no sockets.
@@ -51,6 +58,7 @@ WITHOUT_CONNECTIONS = (
     "test_selectors",
     "test_asyncio.test_selector_events",
     "test_asyncio.test_transports",
+    "test_asyncio.test_unix_events",
 )
 
 # Differences that are right: the test, in which modes, and why.
@@ -60,23 +68,23 @@ BY_DESIGN: Mapping[str, tuple[tuple[Mode, ...], str]] = {
         "after the end of file the connection is closed, unless on_loss is keep",
     ),
     "test_unclosed_resource_warnings": (
-        ASYNC,
+        STREAMS,
         "as above; and the warning names SafeStreamWriter instead of StreamWriter",
     ),
-    "test_unclosed_server_resource_warnings": (ASYNC, "the warning's name, as above"),
+    "test_unclosed_server_resource_warnings": (STREAMS, "the warning's name, as above"),
     "test_create_connection_memory_leak": (
-        ASYNC,
+        STREAMS,
         "it ends before the loop has called connection_lost, and get_extra_info still answers",
     ),
     "test_create_connection_local_addr_in_use": (
-        ASYNC,
+        STREAMS,
         "LocalPortBusyError names the address, but not in its strerror",
     ),
     "test_sendfile_force_unsupported_native": (
-        ASYNC,
+        STREAMS,
         "files are sent by read and write: native sendfile is asyncio's own transport's",
     ),
-    "test_sendfile_prevents_bare_write": (ASYNC, "only while sendfile is native"),
+    "test_sendfile_prevents_bare_write": (STREAMS, "only while sendfile is native"),
 }
 
 

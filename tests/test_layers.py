@@ -32,7 +32,9 @@ LAYERS = [
     "_resolve",
     "_watch",
     "_governed",
+    "_transfer",
     "_socket",
+    "_tls_transfer",
     "_tls",
     "_open",
     "_forks",
@@ -42,6 +44,13 @@ LAYERS = [
     "_reconnecting",
     "_reconnecting_tls",
     "_connector",
+    "_kept",
+    "_trio",
+    "_released_tls",
+    "_released",
+    "_ward",
+    "_sweep",
+    "_enforce",
     "__init__",
     "asyncio._base",
     "asyncio._wake",
@@ -62,14 +71,17 @@ LAYERS = [
     "_netcat_tls",
     "_netcat_link",
     "_netcat_news",
+    "_option_values",
     "_netcat_options",
     "_netcat_signals",
     "_netcat",
+    "_run",
+    "_bootstrap.sitecustomize",
     "cli",
     "__main__",
 ]
 # The two drivers know nothing of each other.
-SYNCHRONOUS = {"_dial", "_reconnecting", "_reconnecting_tls", "_connector", "__init__"}
+SYNCHRONOUS = {"_dial", "_reconnecting", "_reconnecting_tls", "_connector", "_enforce", "__init__"}
 # What only _kernel knows: options, ioctl(2) requests.
 OPTION = re.compile(r"(SO_|TCP_|SIOC|FION|TIOC)[A-Z_]+")
 KERNEL_MODULES = {"ctypes", "fcntl", "struct", "termios"}

@@ -16,6 +16,7 @@ from safesock._socket import SafeSocket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from safesock._connector import Connector
+    from safesock._enforce import Enforcement, enforce
     from safesock._reconnect import Reconnect
     from safesock._reconnecting import ReconnectingSocket
     from safesock._tls import SafeSSLSocket, secure
@@ -27,6 +28,7 @@ __all__ = [
     "CloseReport",
     "Connector",
     "Drain",
+    "Enforcement",
     "Graceful",
     "KeepAlive",
     "Linger",
@@ -40,6 +42,7 @@ __all__ = [
     "SafeSSLSocket",
     "SafeSocket",
     "create_connection",
+    "enforce",
     "secure",
     "wrap",
 ]
@@ -52,7 +55,9 @@ if not TYPE_CHECKING:
         "Connector": "_connector",
         "Reconnect": "_reconnect",
         "ReconnectingSocket": "_reconnecting",
+        "Enforcement": "_enforce",
         "SafeSSLSocket": "_tls",
+        "enforce": "_enforce",
         "secure": "_tls",
     }
 

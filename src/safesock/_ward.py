@@ -1,0 +1,161 @@
+"""A plain socket of somebody's client, under a policy it knows nothing of.
+
+It keeps its own methods for as long as its connection lives. The watcher is told of the peer's FIN
+by the kernel; when the owner has not closed by the end of the grace, the connection is ended, the
+descriptor stays, and the object changes its class (see `_released`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+
+from safesock import _kernel, _watch
+from safesock._connection import Connection
+from safesock._kept import wards
+from safesock._kernel import TcpState
+from safesock._policy import Abort, Graceful
+from safesock._released import change_class
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from safesock._policy import Policy
+
+# Seconds until the watcher tries again what it could not do.
+_RETRY = 0.1
+# And until it looks how far a RST that takes a while has come.
+_LOOK = 0.5
+
+
+class Ward:
+    """What is kept beside one socket; the watcher knows it instead of the socket."""
+
+    __slots__ = ("connection", "policy", "tell", "_made", "_sock", "_heir", "_forks", "__weakref__")
+
+    def __init__(self, sock: socket.socket, made: Callable[[socket.socket, Ward], object]) -> None:
+        # None until the connection has been made, of which *made* is told.
+        self.connection: Connection | None = None
+        self.policy: Policy | None = None
+        self.tell: Callable[[str], object] | None = None
+        self._made = made
+        self._sock = weakref.ref(sock)
+        self._heir: weakref.ref[socket.socket] | None = None
+        self._forks = _forks
+
+    def begins(self, sock: socket.socket, policy: Policy, tell: Callable[[str], object]) -> None:
+        """The connection has been made; *tell* is called with what becomes of it."""
+        self.policy, self.tell = policy, tell
+        self.connection = Connection(policy)
+        self.connection.established(sock, just_now=True)
+        if policy.watch:
+            _watch.watch(self)
+
+    def is_wanted_by(self, sock: socket.socket) -> None:
+        """Another object has been made for the descriptor; ssl does that, and then detaches the
+        first."""
+        self._heir = weakref.ref(sock)
+
+    def heir(self) -> socket.socket | None:
+        """That object."""
+        return None if self._heir is None else self._heir()
+
+    def moves_to(self, sock: socket.socket) -> None:
+        """The descriptor has got another object, as ssl does."""
+        self._sock = weakref.ref(sock)
+
+    def fileno(self) -> int:
+        """The descriptor, -1 when it is closed."""
+        sock = self._sock()
+        return -1 if sock is None else sock.fileno()
+
+    def is_shared(self) -> bool:
+        """Whether a forked process may have the connection as well."""
+        elsewhere = self.connection is not None and self.connection.is_elsewhere()
+        return elsewhere or self._forks != _forks
+
+    # For the watcher -----------------------------------------------------------------------------
+
+    def _peer_has_closed(self) -> float | None:
+        sock = self._sock()
+        if sock is None:
+            return None
+        connection = self.connection
+        if connection is None or self.policy is None:
+            if _kernel.was_established(sock):
+                self._made(sock, self)
+            return None
+        if connection.released:
+            connection.settle(sock)
+            return 0.0 if connection.is_dying else None
+        return self.policy.grace
+
+    def _step_in(self) -> float | None:
+        sock, connection, policy = self._sock(), self.connection, self.policy
+        if sock is None or connection is None or policy is None or policy.on_loss == "keep":
+            return None
+        was_released = connection.released
+        if not was_released:
+            if _kernel.tcp_state(sock) is not TcpState.CLOSE_WAIT:
+                return None  # Reset: the kernel tells its owner, and holds nothing but a number.
+            change_class(sock)  # Before: a call that comes in between is told as after it.
+        done = connection.step_in(sock, _decrypted(sock))
+        if connection.released and not was_released and self.tell is not None:
+            self.tell("aborted" if isinstance(policy.close, Abort) else "released")
+        if done:
+            return None
+        return _LOOK if connection.is_dying else max(policy.grace, _RETRY)
+
+    # For the owner -------------------------------------------------------------------------------
+
+    def close(self, sock: socket.socket) -> None:
+        """Before close(2), by the policy."""
+        if self.connection is None or self.policy is None or self.is_shared():
+            return
+        if not isinstance(self.policy.close, Graceful):
+            self.connection.close(sock)
+        elif _kernel.tcp_state(sock) is TcpState.CLOSE_WAIT:
+            # A duplicate descriptor would keep it.
+            _kernel.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _decrypted(sock: Any) -> int:
+    session = getattr(sock, "_sslobj", None)
+    return 0 if session is None else sock._decrypted()
+
+
+def ward_of(sock: Any) -> Ward | None:
+    """What is kept beside this socket."""
+    ward: Ward | None = wards.get(sock)
+    return ward
+
+
+def dismiss(sock: Any) -> Ward | None:
+    """It is left alone from here on."""
+    ward: Ward | None = wards.pop(sock, None)
+    if ward is not None:
+        _watch.unwatch(ward)
+    return ward
+
+
+# How often this process has been forked.
+_forks = 0
+
+
+def _count() -> None:
+    global _forks
+    _forks += 1
+
+
+def count_forks() -> None:
+    """From the first use on."""
+    global _counts
+    if not _counts:
+        _counts = True
+        os.register_at_fork(after_in_parent=_count)
+
+
+_counts = False
