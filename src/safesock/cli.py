@@ -51,6 +51,26 @@ instead of the system's
 example: a device that admits one source port, for as long as an hour without it
   safesock connect --local-port 40000 --attempts 500 --deadline 3600 192.0.2.7:4001
 """
+_RUN = """\
+Runs a program with one close policy for all its TCP connections, whatever client
+makes them: when the peer has closed and the client does not react, the connection
+is ended, and nothing stays in CLOSE_WAIT. The program is not changed, and notices
+nothing. The Python processes that it starts are covered too.
+"""
+_RUN_END = """\
+exit status: the program's own; 126 if it cannot be run, 127 if there is none,
+2 for wrong arguments
+
+environment: SAFESOCK_OFF=1 turns it off, for the program and what it starts
+
+It is not for programs that go on sending after the peer's half-close, and it does
+not reach a Python that is told to ignore its environment (-E, -I, -S), nor one
+that is started with an environment without PYTHONPATH.
+
+examples:
+  safesock run -- python app.py --its-own option
+  safesock run --sweep 30 -m gunicorn app:app
+"""
 _DEMO_END = """\
 exit status: 0 if safesock left nothing behind, 1 if it did, 2 if it cannot be shown
 environment: NO_COLOR leaves the colours out; TERM=dumb gives plain lines, as in a pipe
@@ -111,6 +131,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     connect.set_defaults(run=_connect, parser=connect)
     _add_options(connect)
+    run = commands.add_parser(
+        "run",
+        help="an unmodified program, none of whose connections stays in CLOSE_WAIT",
+        description=_RUN,
+        epilog=_RUN_END,
+        usage="safesock run [options] (-- COMMAND [ARGUMENT ...] | -m MODULE [ARGUMENT ...])",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    run.set_defaults(run=_run, parser=run)
+    _add_run_options(run)
     return parser
 
 
@@ -119,13 +150,7 @@ def _add_options(connect: argparse.ArgumentParser) -> None:
     add = connect.add_argument
     add("address", metavar="HOST:PORT", help="such as example.org:80 or [::1]:80")
     add("--local-port", metavar="N", help="the local port of every connection")
-    add(
-        "--close",
-        metavar="HOW",
-        default="graceful",
-        help="graceful (FIN, the default), drain[=SECONDS] (FIN, and wait for the peer's), "
-        "linger[=SECONDS] (FIN, and wait for the acknowledgement), abort (RST)",
-    )
+    _add_close(connect)
     add("--attempts", metavar="N", default="8", help="for one outage (default: 8)")
     add("--deadline", metavar="SECONDS", default="60", help="for one outage (default: 60)")
     add(
@@ -142,6 +167,51 @@ def _add_options(connect: argparse.ArgumentParser) -> None:
     )
     add("--tls", action="store_true", help="TLS, with a certificate that is verified")
     add("-q", "--quiet", action="store_true", help="no news on stderr, only errors")
+
+
+def _add_close(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--close",
+        metavar="HOW",
+        default="graceful",
+        help="graceful (FIN, the default), drain[=SECONDS] (FIN, and wait for the peer's), "
+        "linger[=SECONDS] (FIN, and wait for the acknowledgement), abort (RST)",
+    )
+
+
+def _add_run_options(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument
+    _add_close(run)
+    add(
+        "--grace",
+        metavar="SECONDS",
+        default="1",
+        help="how long a client may take to react to the peer's FIN (default: 1)",
+    )
+    add(
+        "--sweep",
+        metavar="SECONDS",
+        help="end what has been in CLOSE_WAIT for so long, whatever library has made it: for "
+        "libpq, uvloop, gRPC and others that are not Python (default: no sweep)",
+    )
+    add("--report", action="store_true", help="tell on stderr, at exit, what was done")
+    add("-m", dest="module", nargs=argparse.REMAINDER, help="run this module, as python -m does")
+    add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from safesock import _run as runner
+
+    command = arguments.command[arguments.command[:1] == ["--"] :]
+    if arguments.module:
+        command = [sys.executable, "-m", *arguments.module]
+    if not command:
+        arguments.parser.error("there is no program to run: safesock run -- python app.py")
+    try:
+        options = runner.options_in(arguments)
+    except ValueError as error:
+        arguments.parser.error(str(error))
+    return runner.run(command, options)
 
 
 def _connect(options: argparse.Namespace) -> int:

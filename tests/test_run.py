@@ -1,0 +1,164 @@
+"""`safesock run`: an unmodified program, and all the Pythons that it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from command import PIPE, PROGRAM, in_pipe, running
+from peer import EOF, Peer
+
+RUN = [*PROGRAM, "run", "--grace", "0.05"]
+
+APP = """\
+import _socket, multiprocessing, os, socket, subprocess, sys
+
+def client(kind, *address):
+    idle = kind()
+    idle.connect(address)
+    with socket.create_connection(address) as control:
+        control.recv(1)
+        print(idle.recv(9), idle.recv(9), idle.fileno() >= 0, flush=True)
+    idle.close()
+
+if __name__ == "__main__":
+    way, host, port = sys.argv[1:]
+    kind = _socket.socket if way == "in C" else socket.socket
+    if way in ("spawn", "fork", "forkserver"):
+        context = multiprocessing.get_context(way)
+        child = context.Process(target=client, args=(kind, host, int(port)))
+        child.start()
+        child.join()
+    elif way == "os.fork" and os.fork():
+        os.wait()
+    elif way == "subprocess":
+        subprocess.run([sys.executable, __file__, "script", host, port], check=True)
+    else:
+        client(kind, host, int(port))
+"""
+WAYS = [
+    "script",
+    "module",
+    "console script",
+    "subprocess",
+    "os.fork",
+    "fork",
+    "spawn",
+    "forkserver",
+]
+
+
+def ended_well(peer: Peer, command: list[str]) -> None:
+    with running(command) as one:
+        idle, control = peer.accept(), peer.accept()
+        idle.say(b"bye")
+        idle.half_close()
+        # Its owner does nothing meanwhile.
+        assert idle.read_to_end() == (b"", EOF)
+        control.say(b"!")
+        ended = one.end()
+    assert ended.errors == ""
+    assert ended.output == "b'bye' b'' True\n"
+    assert ended.status == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_client_is_covered(
+    peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(f"#!{sys.executable}\n{APP}")
+    app.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    start = {"module": ["-m", "app"], "console script": ["--", str(app)]}
+    command = start.get(way, ["--", sys.executable, str(app)])
+    ended_well(peer, [*RUN, *command, way, peer.address[0], str(peer.address[1])])
+
+
+def test_a_library_in_c_is_covered_by_the_sweep(peer: Peer, tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(APP)
+    program = [sys.executable, str(app), "in C", peer.address[0], str(peer.address[1])]
+    ended_well(peer, [*RUN, "--sweep", "0.1", "--", *program])
+
+
+def python(text: str, *arguments: str) -> list[str]:
+    return [*RUN, "--", sys.executable, "-c", text, *arguments]
+
+
+def test_the_program_sees_no_trace_of_it() -> None:
+    shown = "import sys; print(sys.argv, [one for one in sys.path if 'bootstrap' in one])"
+    ended = in_pipe(python(shown, "--close", "x"))
+    assert (ended.status, ended.output, ended.errors) == (0, "['-c', '--close', 'x'] []\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("raise SystemExit(7)", 7),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+    ],
+    ids=["exit", "signal"],
+)
+def test_its_status_is_the_programs_own(text: str, status: int) -> None:
+    assert in_pipe(python(text)).status == status
+
+
+def test_a_signal_that_python_ignores_is_not_ignored_in_the_program() -> None:
+    assert in_pipe([*RUN, "--", "sh", "-c", "kill -PIPE $$"]).status == -signal.SIGPIPE
+
+
+def test_its_input_is_the_programs_own() -> None:
+    with running(python("print(input())"), stdin=PIPE) as one:
+        one.say(b"a line\n")
+        assert one.end().output == "a line\n"
+
+
+WHOSE = "import socket; print(socket.socket.connect.__class__.__name__)"
+
+
+@pytest.mark.parametrize(
+    ("off", "kind"), [("1", "method_descriptor"), ("0", "function"), ("", "method_descriptor")]
+)
+def test_an_environment_variable_turns_it_off(off: str, kind: str) -> None:
+    with running(python(WHOSE), SAFESOCK_OFF=off) as one:
+        assert one.end().output == f"{kind}\n"
+
+
+def test_a_sitecustomize_of_its_own_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.its_own = __file__")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with running(python(f"import sys; print(sys.its_own); {WHOSE}"), PYTHONPATH=path) as one:
+        assert one.end().lines == [str(tmp_path / "sitecustomize.py"), "function"]
+
+
+def test_it_reports(peer: Peer) -> None:
+    connect = (
+        "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()"
+    )
+    program = [sys.executable, "-c", connect, peer.address[0], str(peer.address[1])]
+    ended = in_pipe([*RUN, "--report", "--", *program])
+    assert ended.status == 0
+    assert ended.errors.endswith(": 1 connections seen, 0 released, 0 aborted, 0 missed\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        ([], 2, "no program to run"),
+        (["--close", "softly", "--", "true"], 2, "--close takes"),
+        (["--sweep", "0", "--", "true"], 2, "--sweep"),
+        (["--grace", "often", "--", "true"], 2, "--grace takes a number"),
+        (["--", "no-such-program"], 127, "there is no program 'no-such-program'"),
+        (["--", "/"], 126, "cannot run '/'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else None,
+)
+def test_what_cannot_be_run_is_told_in_a_line(arguments: list[str], status: int, text: str) -> None:
+    ended = in_pipe([*PROGRAM, "run", *arguments])
+    assert ended.status == status
+    assert text in ended.errors
+    assert ended.errors.count("\n") == 1
