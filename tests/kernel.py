@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import ipaddress
@@ -13,6 +14,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 STATES = {
@@ -88,6 +90,22 @@ def _has_sock_diag() -> bool:
             return _sock_diag(listener.getsockname(), ("127.0.0.1", 1)) == "LISTEN"
         except OSError:
             return False
+
+
+def states_of_process(pid: int, peer_port: int) -> dict[int, str]:
+    """The states of the connections that this process has to this port of a peer's, by local
+    port."""
+    names = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            names.add(os.readlink(link))
+    found = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if f"socket:[{fields[9]}]" in names and _address(fields[2])[1] == peer_port:
+                found[_address(fields[1])[1]] = STATES[int(fields[3], 16)]
+    return found
 
 
 def state_of(sock: socket.socket) -> str:

@@ -1,0 +1,120 @@
+"""Clients of message brokers, and of WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from clients.uses import HOST, TIMEOUT, Uses, Where, client, told, told_by
+
+# MQTT 3.1.1: CONNECT with a clean session and no name, PINGREQ.
+_CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
+_PING = b"\xc0\x00"
+
+
+@client("paho-mqtt")
+def mqtt(where: Where) -> Iterator[Uses]:
+    import paho.mqtt.client as mqtt
+
+    def connected() -> mqtt.Client:
+        one = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
+        if where.context:
+            one.tls_set_context(where.context)
+        one.connect(HOST, where.port, keepalive=3600)
+        while not one.is_connected():
+            assert one.loop() == mqtt.MQTT_ERR_SUCCESS
+        return one
+
+    def publish(one: mqtt.Client) -> object:
+        sent = one.publish("topic", b"text", qos=1)
+        code = sent.rc
+        while code == mqtt.MQTT_ERR_SUCCESS and not sent.is_published():
+            code = one.loop()
+        return code, sent.is_published()
+
+    made = [connected() for _ in range(where.count)]
+    while True:
+        yield [told(publish, one) for one in made]
+
+
+@client("pika")
+def amqp(where: Where) -> Iterator[Uses]:
+    import pika
+
+    options = pika.SSLOptions(where.context, HOST) if where.context else None
+    # The server closes when it has heard nothing for three times as long.
+    parameters = pika.ConnectionParameters(
+        HOST, where.port, heartbeat=3, ssl_options=options, socket_timeout=TIMEOUT
+    )
+    made = [pika.BlockingConnection(parameters) for _ in range(where.count)]
+    channels = [one.channel() for one in made]
+
+    def declare(channel: Any) -> object:
+        return channel.queue_declare("", exclusive=True).method.message_count
+
+    while True:
+        yield [told(declare, one) for one in channels]
+
+
+@client("websocket-client")
+def websocket_client(where: Where) -> Iterator[Uses]:
+    import websocket
+
+    tls = {"context": where.context} if where.context else {}
+    made = [
+        websocket.create_connection(
+            where.url("ws"), subprotocols=["mqtt"], sslopt=tls, timeout=TIMEOUT
+        )
+        for _ in range(where.count)
+    ]
+    for one in made:
+        one.send_binary(_CONNECT)
+        one.recv()
+
+    def ping(one: Any) -> object:
+        one.send_binary(_PING)
+        return one.recv()
+
+    while True:
+        yield [told(ping, one) for one in made]
+
+
+@client("websockets")
+def websockets_in_threads(where: Where) -> Iterator[Uses]:
+    from websockets.sync.client import connect
+
+    made = [
+        connect(where.url("ws"), subprotocols=["mqtt"], ssl=where.context, proxy=None)  # type: ignore[list-item]
+        for _ in range(where.count)
+    ]
+    for one in made:
+        one.send(_CONNECT)
+        one.recv()
+
+    def ping(one: Any) -> object:
+        one.send(_PING)
+        return one.recv(TIMEOUT)
+
+    while True:
+        yield [told(ping, one) for one in made]
+
+
+@client("websockets, async")
+async def websockets_async(where: Where) -> AsyncIterator[Uses]:
+    from websockets.asyncio.client import connect
+
+    made = [
+        await connect(where.url("ws"), subprotocols=["mqtt"], ssl=where.context, proxy=None)  # type: ignore[list-item]
+        for _ in range(where.count)
+    ]
+    for one in made:
+        await one.send(_CONNECT)
+        await one.recv()
+
+    async def ping(one: Any) -> object:
+        await one.send(_PING)
+        return await asyncio.wait_for(one.recv(), TIMEOUT)
+
+    while True:
+        yield [await told_by(ping, one) for one in made]

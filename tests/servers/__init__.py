@@ -1,0 +1,1 @@
+"""Real servers, of the system's packages, that tests start for themselves on loopback."""

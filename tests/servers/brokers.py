@@ -1,0 +1,93 @@
+"""Mosquitto and RabbitMQ."""
+
+from __future__ import annotations
+
+import signal
+from servers.base import HOST, Server, free_port
+
+_LISTENER = """\
+listener {port} {host}
+protocol {protocol}
+allow_anonymous true
+"""
+_TLS = """\
+certfile {certificate}
+keyfile {key}
+"""
+
+
+class Mosquitto(Server):
+    """MQTT, over TCP or WebSocket."""
+
+    needs = ("mosquitto",)
+    package = "mosquitto"
+    protocol = "mqtt"
+
+    def prepare(self) -> None:
+        told = {"host": HOST, "protocol": self.protocol, **vars(self)}
+        in_clear = _LISTENER.format(**told)
+        with_tls = (_LISTENER + _TLS).format(**told | {"port": self.tls_port})
+        (self.folder / "mosquitto.conf").write_text(
+            f"per_listener_settings true\nuser root\nmax_queued_messages 0\n{in_clear}{with_tls}"
+        )
+
+    def command(self) -> list[str]:
+        return ["mosquitto", "-c", str(self.folder / "mosquitto.conf")]
+
+    def drop(self) -> None:
+        self.restart()
+
+
+class MosquittoWebSocket(Mosquitto):
+    protocol = "websockets"
+
+    def prepare(self) -> None:
+        super().prepare()
+        with (self.folder / "mosquitto.conf").open("a") as file:
+            # Without one that is no WebSocket's it ends at once.
+            file.write(_LISTENER.format(port=free_port(), host=HOST, protocol="mqtt"))
+
+
+class RabbitMq(Server):
+    needs = ("rabbitmq-server", "epmd")
+    package = "rabbitmq-server"
+    user = "rabbitmq"
+
+    def prepare(self) -> None:
+        self._mapper = free_port()
+        (self.folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = {HOST}:{self.port}\n"
+            f"listeners.ssl.1 = {HOST}:{self.tls_port}\n"
+            f"ssl_options.certfile = {self.certificate}\n"
+            f"ssl_options.keyfile = {self.key}\n"
+            f"ssl_options.cacertfile = {self.authority}\n"
+            "ssl_options.verify = verify_none\n"
+            # By default it resets what it closes.
+            "tcp_listen_options.linger.on = false\n"
+        )
+        (self.folder / "plugins").write_text("[].")
+
+    def command(self) -> list[str]:
+        settings = {
+            "HOME": self.folder,
+            "RABBITMQ_NODENAME": f"safesock{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": free_port(),
+            "ERL_EPMD_PORT": self._mapper,
+            "ERL_EPMD_ADDRESS": HOST,
+            "RABBITMQ_CONFIG_FILE": self.folder / "rabbitmq.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "plugins",
+            "RABBITMQ_MNESIA_BASE": self.folder / "mnesia",
+            "RABBITMQ_LOG_BASE": self.folder / "logs",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
+        }
+        given = (f"{name}={value}" for name, value in settings.items())
+        # The one in PATH would change to a user that it is already.
+        return ["env", *given, "/usr/lib/rabbitmq/bin/rabbitmq-server"]
+
+    def drop(self) -> None:
+        """It does so by itself, for want of heartbeats from clients that are idle."""
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        super().stop(number)
+        # The port mapper that it has started is nobody's child.
+        self.run("epmd", "-port", str(self._mapper), "-kill")
