@@ -84,12 +84,8 @@ def _nothing_left(peer: Peer) -> Iterator[None]:
 
 
 def others(threads: set[threading.Thread]) -> list[threading.Thread]:
-    """The threads that run, but for these and the watcher."""
-    return [
-        thread
-        for thread in threading.enumerate()
-        if thread not in threads and thread.name != "safesock-watcher"
-    ]
+    """The threads that run, but for these."""
+    return [thread for thread in threading.enumerate() if thread not in threads]
 
 
 def budget(**choices: Any) -> Reconnect:
@@ -696,8 +692,7 @@ def test_on_connect_that_detaches_and_outlasts_the_deadline_counts(peer: Peer) -
         os.close(sock.detach())
         wait_until(lambda: time.monotonic() > began + 0.25, "the deadline")
         for thread in {*threading.enumerate()} - before:
-            if thread.name != "safesock-watcher":
-                thread.join(TIMEOUT)
+            thread.join(TIMEOUT)
 
     before = {*threading.enumerate()}
     with to(peer, reconnect=budget(deadline=0.25), on_connect=greet) as connector:

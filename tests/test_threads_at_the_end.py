@@ -12,7 +12,18 @@ import kernel
 import pytest
 from peer import RESET, TIMEOUT, Peer, PeerEnd
 
-from safesock import Abort, Cause, CloseReport, Drain, Graceful, Linger, Loss, Policy, SafeSocket
+from safesock import (
+    Abort,
+    Cause,
+    CloseReport,
+    Drain,
+    Graceful,
+    Linger,
+    Loss,
+    Policy,
+    SafeSocket,
+    _watch,
+)
 from safesock._connection import Connection
 
 MODES = [Graceful(), Drain(1), Linger(1), Abort()]
@@ -161,7 +172,7 @@ def test_owner_that_comes_while_the_watcher_leaves_closes(
     leave = Connection.leave
 
     def leave_late(connection: Connection, sock: Any, visit: Any) -> None:
-        if threading.current_thread().name == "safesock-watcher":
+        if _watch.is_watching_thread():
             leaving.set()
             kernel.wait_until(lambda: done.is_set() or waits_for_a_lock(owner), "the owner comes")
         leave(connection, sock, visit)

@@ -80,8 +80,8 @@ def wait_for_loss(sock: SafeSocket) -> None:
     wait_until(lambda: sock.loss is not None, "the loss is noticed")
 
 
-def watchers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "safesock-watcher"]
+def watchers() -> list[int]:
+    return kernel.threads_named(_watch.THREAD)
 
 
 def fill(sock: socket.socket, end: PeerEnd, data: bytes) -> None:
@@ -383,7 +383,7 @@ def test_one_daemon_thread_for_many_sockets(peer: Peer) -> None:
             socks.append(sock)
             sock.connect(peer.address)
             peer.accept()
-        assert [thread.daemon for thread in watchers()] == [True]
+        wait_until(lambda: len(watchers()) == 1)
         all_ends = [Ends(sock) for sock in socks]
         for end in peer.ends:
             end.half_close()
@@ -397,10 +397,9 @@ def test_one_daemon_thread_for_many_sockets(peer: Peer) -> None:
 
 def test_thread_starts_when_first_needed() -> None:
     script = """
-import os, socket, threading
+import os, socket
 def threads():
-    assert len(os.listdir("/proc/self/task")) == threading.active_count()
-    return threading.active_count()
+    return len(os.listdir("/proc/self/task"))
 import safesock
 assert threads() == 1, "import"
 udp = safesock.SafeSocket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -429,7 +428,7 @@ for sock in (udp, local, unwatched, accepted, tcp, also_accepted, listener):
 def watcher_switches() -> str:
     """How often the watcher has been given the processor, and for how long."""
     (watcher,) = watchers()
-    return Path(f"/proc/self/task/{watcher.native_id}/schedstat").read_text(encoding="ascii")
+    return Path(f"/proc/self/task/{watcher}/schedstat").read_text(encoding="ascii")
 
 
 def keep_busy(sock: SafeSocket, end: PeerEnd) -> None:
@@ -469,13 +468,13 @@ def test_waiting_costs_nothing(peer: Peer, on_loss: Any, how: str) -> None:
 def test_watcher_with_nothing_to_do_sleeps() -> None:
     """In a process of its own, where nothing is due, not even in an hour."""
     script = """
-import socket, threading, time, safesock
+import os, socket, threading, time, safesock
 listener = socket.create_server(("127.0.0.1", 0))
 sock = safesock.create_connection(listener.getsockname())
 end, _ = listener.accept()
-(watcher,) = [one for one in threading.enumerate() if one is not threading.main_thread()]
+(watcher,) = {int(one) for one in os.listdir("/proc/self/task")} - {threading.get_native_id()}
 def about_it(name):
-    with open(f"/proc/self/task/{watcher.native_id}/{name}") as file:
+    with open(f"/proc/self/task/{watcher}/{name}") as file:
         return file.read()
 def keep_busy():
     for _ in range(2000):
@@ -562,7 +561,7 @@ keeper.close()
 
 def test_watcher_that_cannot_start_is_done_without_until_it_can(peer: Peer) -> None:
     script = """
-import os, resource, sys, threading, safesock
+import os, resource, sys, safesock
 address = sys.argv[1], int(sys.argv[2])
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 free = os.open("/", os.O_RDONLY)
@@ -570,13 +569,13 @@ os.close(free)
 resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
 with safesock.SafeSocket(policy=safesock.Policy(grace=0)) as sock:
     sock.connect(address)
-    assert threading.active_count() == 1
+    assert safesock._watch._watcher is None
     assert sock.recv(10) == b""
     assert sock.fileno() == -1
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 with safesock.SafeSocket(policy=safesock.Policy(grace=0)) as sock:
     sock.connect(address)
-    assert threading.active_count() == 2
+    assert safesock._watch._watcher is not None
 """
     with Script(script, *peer.address) as process:
         peer.accept().half_close()
@@ -586,12 +585,12 @@ with safesock.SafeSocket(policy=safesock.Policy(grace=0)) as sock:
 
 def test_without_epoll_the_next_call_notices(peer: Peer) -> None:
     script = """
-import select, sys, threading
+import os, select, sys
 del select.epoll
 import safesock
 address = sys.argv[1], int(sys.argv[2])
 with safesock.create_connection(address, 20, policy=safesock.Policy(grace=0)) as sock:
-    assert threading.active_count() == 1
+    assert len(os.listdir('/proc/self/task')) == 1
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     assert poll.poll(20_000)
@@ -932,7 +931,7 @@ def test_child_watches_its_own_sockets_and_not_its_parents(peer: Peer) -> None:
     def child() -> None:
         assert watchers() == []
         let_watcher_pass(peer)
-        assert len(watchers()) == 1
+        wait_until(lambda: len(watchers()) == 1)
         lost.open()
         over.wait()
         let_watcher_pass(peer)
@@ -1006,3 +1005,35 @@ def test_a_number_that_is_used_again_while_it_is_looked_after_stays_watched(
     end.half_close()
     assert end.read_to_end() == (b"", EOF)
     second[0].close()
+
+
+# A program that is not to notice the thread ------------------------------------------------------
+
+_WATCHED = """\
+import signal, socket, sys, threading, safesock
+sock = safesock.create_connection(("127.0.0.1", int(sys.argv[1])))
+"""
+_WAITS_FOR_A_SIGNAL = """\
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("blocked", flush=True)
+input()
+print(signal.sigwait({signal.SIGTERM}).name)
+"""
+_JOINS_ALL = """\
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join()
+print("joined")
+"""
+
+
+def test_a_signal_that_the_program_waits_for_is_left_to_it(peer: Peer) -> None:
+    with Script(_WATCHED + _WAITS_FOR_A_SIGNAL, peer.address[1]) as script:
+        assert script.read_line() == "blocked"
+        os.kill(script.pid, signal.SIGTERM)
+        script.go_on()
+        assert script.join() == "SIGTERM\n"
+
+
+def test_a_program_that_joins_all_its_threads_ends(peer: Peer) -> None:
+    assert run_script(_WATCHED + _JOINS_ALL, peer.address[1]) == "joined\n"

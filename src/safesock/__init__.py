@@ -16,7 +16,7 @@ from safesock._socket import SafeSocket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from safesock._connector import Connector
-    from safesock._enforce import Enforcement, enforce
+    from safesock._enforce import Enforcement, Report, enforce
     from safesock._reconnect import Reconnect
     from safesock._reconnecting import ReconnectingSocket
     from safesock._tls import SafeSSLSocket, secure
@@ -39,6 +39,7 @@ __all__ = [
     "Reconnect",
     "ReconnectError",
     "ReconnectingSocket",
+    "Report",
     "SafeSSLSocket",
     "SafeSocket",
     "create_connection",
@@ -56,6 +57,7 @@ if not TYPE_CHECKING:
         "Reconnect": "_reconnect",
         "ReconnectingSocket": "_reconnecting",
         "Enforcement": "_enforce",
+        "Report": "_enforce",
         "SafeSSLSocket": "_tls",
         "enforce": "_enforce",
         "secure": "_tls",

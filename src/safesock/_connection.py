@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 
-from safesock import _closing, _kernel
+from safesock import _closing, _forks, _kernel
 from safesock._closing import Outcome
 from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause, CloseReport, Loss, cause_of
@@ -75,7 +75,7 @@ class Connection:
         self.begins(None)
         # When it ended, as far as is known; both by time.monotonic.
         self.ended: float | None = None
-        self.pid = _kernel.own_pid()
+        self.pid = _forks.own_pid()
         self.syn = 1
         self.shut_by_owner = False
         self.fin_sent = False
@@ -332,7 +332,7 @@ class Connection:
 
     def is_elsewhere(self) -> bool:
         """Whether the connection belongs to the process that this one was forked from."""
-        return self.pid != _kernel.own_pid()
+        return self.pid != _forks.own_pid()
 
     def may_forgive(self) -> bool:
         """Whether a send after `release` is to seem to succeed, as the first one does when the peer

@@ -1,50 +1,49 @@
 """`enforce`: one policy for all the connections that a process makes, by whatever client.
 
-The methods of `socket.socket` by which a connection begins and ends are replaced in the class, so
-that every Python client is reached, also one that took the class at import or derives from it;
-reading and writing stay C's own, and cost nothing. What has no `socket.socket` (libpq, uvloop,
-gRPC) is found by a sweep over the descriptors.
+Methods of `socket.socket` are replaced in the class (see `_replaced`), so that every Python client
+is reached, also one that took the class at import or derives from it. What has no `socket.socket`
+(libpq, uvloop, gRPC) is found by a sweep over the descriptors.
 """
 
 from __future__ import annotations
 
-import errno
-import functools
-import socket
-import threading
-import weakref
-
-from safesock import _kernel, _trio, _watch
-from safesock._governed import GovernedSocket
+from safesock import _forks, _kernel, _watch
 from safesock._kept import Kept, wards
-from safesock._kernel import Raw
 from safesock._policy import Policy, policy_or_default, positive
+from safesock._replaced import Methods
 from safesock._sweep import Sweeper, stale
 from safesock._value import Value
-from safesock._ward import Ward, count_forks, dismiss, ward_of
+from safesock._ward import Ward, dismiss
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from types import TracebackType
     from typing import Any, Self
 
 DEFAULT = Policy(on_loss="release")
-_lock = threading.RLock()
+_lock = _forks.Lock()
 # The last one is asked first.
 _active: list[Enforcement] = []
+_methods: Methods | None = None
 
 
 class Report(Value):
-    """What an enforcement has come to."""
+    """What an enforcement has come to: `Enforcement.report`.
+
+    seen: connections that were made under it.
+    released: connections that the watcher or the sweep has ended by FIN, as their peers had closed.
+    aborted: the same by RST, with `Abort`.
+    missed: connections of this process that have been in CLOSE_WAIT for longer than the grace now,
+        whoever made them: from before, of libraries in C, of peers that *only* leaves out. What
+        listening sockets of this process have accepted does not count.
+    """
 
     __slots__ = ("seen", "released", "aborted", "missed")
-    # Connections that were made under it.
     seen: int
-    # Those whose peer had closed, and that were ended by FIN, and by RST.
     released: int
     aborted: int
-    # Connections of this process that are in CLOSE_WAIT now, and that nobody governs.
     missed: int
 
     def __init__(self, seen: int, released: int, aborted: int, missed: int) -> None:
@@ -58,21 +57,12 @@ class Enforcement:
         self.policy = policy
         self._only = only
         self._counts = dict.fromkeys(("established", "released", "aborted"), 0)
+        self._lock = _forks.Lock()
         self._sweeper: Sweeper | None = None
 
-    def applies_to(self, peer: Any) -> bool:
-        """Whether connections to this address are its affair."""
-        try:
-            return self._only is None or bool(self._only(peer))
-        except Exception as error:
-            # It is asked in the middle of somebody's connect, who knows nothing of it.
-            _watch.report(error, "enforce(only): the connection is left alone")
-            return False
-
-    def count(self, what: str) -> None:
-        """For the report."""
-        with _lock:
-            self._counts[what] += 1
+    def __repr__(self) -> str:
+        state = "in force" if self in _active else "removed"
+        return f"<Enforcement {state}, {self.policy!r}>"
 
     def report(self) -> Report:
         """What was seen, and done, until now."""
@@ -80,26 +70,34 @@ class Enforcement:
         missed = sum(1 for _ in stale(self.policy.grace))
         return Report(counts["established"], counts["released"], counts["aborted"], missed)
 
-    def sweep(self, seconds: float) -> None:
-        """Every so often."""
-        self._sweeper = Sweeper(seconds, self.policy.close, self.applies_to, self.count)
-
     def remove(self) -> None:
         """Ends it: `socket.socket` is as it was before, unless another enforcement goes on.
-        Connections that are alive are left alone from here on."""
+
+        Connections that are alive go over to that one, or are left alone from here on. The thread
+        that has watched them stays, asleep.
+        """
+        global _methods
         with _lock:
             if self not in _active:
                 return
             _active.remove(self)
             if self._sweeper is not None:
                 self._sweeper.stop()
-            if not _active:
-                _restore()
-        for sock, ward in list(wards.items()):
-            if ward.tell == self.count and not isinstance(sock, Kept):
-                dismiss(sock)
+            if not _active and _methods is not None:
+                _methods.restore()
+                _methods = None
+        for sock, ward in wards.all():
+            # Bound methods are equal where their objects are the same.
+            if ward.tell == self._count and not isinstance(sock, Kept):
+                other = _chosen_for(ward.connection.peer)
+                if other is None:
+                    dismiss(sock)
+                else:
+                    ward.passes_to(other.policy, other._count)
 
     def __enter__(self) -> Self:
+        if self not in _active:
+            raise RuntimeError("this enforcement has been removed: call safesock.enforce again")
         return self
 
     def __exit__(
@@ -109,6 +107,21 @@ class Enforcement:
         trace: TracebackType | None,
     ) -> None:
         self.remove()
+
+    def _applies_to(self, peer: Any) -> bool:
+        try:
+            return self._only is None or bool(self._only(peer))
+        except Exception as error:
+            # It is asked in the middle of somebody's connect, who knows nothing of it.
+            _watch.report(error, "enforce(only): the connection is left alone")
+            return False
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._counts[what] += 1
+
+    def _sweep(self, seconds: float) -> None:
+        self._sweeper = Sweeper(seconds, self.policy.close, self._applies_to, self._count)
 
 
 def enforce(
@@ -140,148 +153,33 @@ def enforce(
 
     Not for programs that send after the peer's half-close: they take on_loss="keep" or *only*.
     """
+    global _methods
     chosen = DEFAULT if policy is None else policy_or_default(policy)
     if only is not None and not callable(only):
         raise TypeError(f"only takes a function of the peer's address: not {only!r}")
+    if not chosen.watch:
+        raise ValueError("enforce lives by the watcher: not with Policy(watch=False)")
     made = Enforcement(chosen, only)
     if sweep is not None:
-        made.sweep(positive("enforce(sweep)", sweep))
+        made._sweep(positive("enforce(sweep)", sweep))
     with _lock:
-        if not _active:
-            _replace()
+        if _methods is None:
+            _forks.count()
+            _methods = Methods(_made)
         _active.append(made)
     return made
 
 
-# In place of the methods of socket.socket -----------------------------------------------------
-
-_plain_init: Any = socket.socket.__init__
-_plain_detach: Any = socket.socket.detach
-_plain_real_close: Any = socket.socket._real_close  # type: ignore[attr-defined]
-# By descriptor: whose connection it is, for ssl, which makes a second object for it.
-_by_fd: weakref.WeakValueDictionary[int, Ward] = weakref.WeakValueDictionary()
-
-
-def _replace() -> None:
-    count_forks()
-    for name, function in _REPLACED.items():
-        setattr(socket.socket, name, function)
-
-
-def _restore() -> None:
-    _trio.forget()
-    for name in _REPLACED:
-        if name in _OF_PYTHON:
-            setattr(socket.socket, name, _OF_PYTHON[name])
-        else:
-            delattr(socket.socket, name)  # C's own comes to light again.
-
-
-def _is_candidate(sock: socket.socket) -> bool:
-    return not isinstance(sock, GovernedSocket) and _kernel.is_tcp(sock)
-
-
 def _made(sock: socket.socket, ward: Ward) -> None:
     peer = _kernel.peer_name(sock)
-    chosen = next((one for one in reversed(_active) if one.applies_to(peer)), None)
+    chosen = _chosen_for(peer)
     if chosen is None:
         dismiss(sock)
         return
     _kernel.prepare(sock, chosen.policy)
-    wards[sock] = ward
-    _by_fd[sock.fileno()] = ward
-    ward.begins(sock, chosen.policy, chosen.count)
-    chosen.count("established")
+    ward.begins(sock, chosen.policy, chosen._count)
+    chosen._count("established")
 
 
-def _goes_on(sock: socket.socket) -> None:
-    """The kernel goes on connecting."""
-    if ward_of(sock) is None:
-        ward = wards[sock] = Ward(sock, _made)
-        _watch.watch(ward, connecting=True)
-
-
-def _connect(self: socket.socket, address: Any, /) -> None:
-    try:
-        Raw.connect(self, address)
-    except OSError as error:
-        number = errno.EINPROGRESS if error.errno is None else error.errno
-        if number in _kernel.CONNECT_GOES_ON and _is_candidate(self):
-            _goes_on(self)
-        elif number == errno.EISCONN:
-            _finished(self)
-        raise
-    if _is_candidate(self):
-        _made(self, ward_of(self) or Ward(self, _made))
-
-
-def _connect_ex(self: socket.socket, address: Any, /) -> int:
-    number = Raw.connect_ex(self, address)
-    if number in (0, errno.EISCONN):
-        if _is_candidate(self) and (number == 0 or ward_of(self) is not None):
-            _finished(self) if ward_of(self) else _made(self, Ward(self, _made))
-    elif number in _kernel.CONNECT_GOES_ON and _is_candidate(self):
-        _goes_on(self)
-    return number
-
-
-def _finished(sock: socket.socket) -> None:
-    """A connect that went on has been made, as far as its owner knows."""
-    ward = ward_of(sock)
-    if ward is not None and ward.connection is None and _kernel.was_established(sock):
-        _made(sock, ward)
-
-
-def _getsockopt(self: socket.socket, *args: Any) -> Any:
-    value = Raw.getsockopt(self, *args)
-    if not value and _kernel.asks_for_error(args):
-        _finished(self)
-    return value
-
-
-def _init(
-    self: socket.socket,
-    family: int = -1,
-    type: int = -1,
-    proto: int = -1,
-    fileno: int | None = None,
-) -> None:
-    _plain_init(self, family, type, proto, fileno)
-    if fileno is not None:
-        ward = _by_fd.get(fileno)
-        if ward is not None and _is_candidate(self):
-            ward.is_wanted_by(self)
-
-
-def _detach(self: socket.socket) -> int:
-    ward = dismiss(self)
-    heir = None if ward is None else ward.heir()
-    fd: int = _plain_detach(self)
-    if ward is not None and heir is not None and heir.fileno() == fd:
-        ward.moves_to(heir)
-        wards[heir] = ward
-        if ward.policy is not None and ward.policy.watch:
-            _watch.watch(ward)
-    return fd
-
-
-def _real_close(self: socket.socket, *args: Any) -> None:
-    ward = dismiss(self)
-    if ward is not None:
-        ward.close(self)
-    _plain_real_close(self, *args)
-
-
-_OF_PYTHON = {
-    "__init__": _plain_init,
-    "detach": _plain_detach,
-    "_real_close": _plain_real_close,
-}
-_REPLACED: dict[str, Any] = {
-    "__init__": functools.wraps(_plain_init)(_init),
-    "connect": functools.wraps(Raw.connect)(_connect),
-    "connect_ex": functools.wraps(Raw.connect_ex)(_connect_ex),
-    "getsockopt": functools.wraps(Raw.getsockopt)(_getsockopt),
-    "detach": functools.wraps(_plain_detach)(_detach),
-    "_real_close": functools.wraps(_plain_real_close)(_real_close),
-}
+def _chosen_for(peer: Any) -> Enforcement | None:
+    return next((one for one in reversed(_active) if one._applies_to(peer)), None)

@@ -1,12 +1,15 @@
-"""What a forked child has to set right: locks that threads hold which it does not have."""
+"""Processes that are forked: which one this is, and what a child has to set right, such as locks
+that threads hold which it does not have."""
 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Protocol
 
     class Inherited(Protocol):
@@ -32,3 +35,58 @@ def remember(one: Inherited) -> None:
 def _after_fork() -> None:
     for one in tuple(_all):
         one._after_fork()
+
+
+class Lock:
+    """A reentrant lock, as a signal handler may come in the middle; open in every forked child."""
+
+    def __init__(self) -> None:
+        self._after_fork()
+        remember(self)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+
+def own_pid() -> int:
+    """getpid(2), as one object for all who keep it."""
+    global _pid
+    pid = os.getpid()
+    if pid != _pid:
+        _pid = pid
+    return _pid
+
+
+_pid = os.getpid()
+# How often this process has been forked, since somebody began to count.
+_forked = 0
+_counts = False
+
+
+def forked() -> int:
+    """How often this process has been forked since `count`."""
+    return _forked
+
+
+def count() -> None:
+    """From now on."""
+    global _counts
+    if not _counts and hasattr(os, "register_at_fork"):
+        _counts = True
+        os.register_at_fork(after_in_parent=_count)
+
+
+def _count() -> None:
+    global _forked
+    _forked += 1

@@ -108,9 +108,8 @@ class GovernedSocket(socket.socket):
         """getsockopt(2). SO_ERROR, with which a non-blocking connect ends, and by which a loss may
         be told, is taken note of. SO_TYPE raises ENOTCONN once the watcher has ended the
         connection: `ssl` asks for it, and would put off the handshake for ever."""
-        connection = self._connection
-        if connection is not None and connection.released and _kernel.asks_for_type(args):
-            raise _kernel.os_error(errno.ENOTCONN)
+        if _kernel.asks_for_type(args):
+            self._refuse_if_released()
         try:
             value = super().getsockopt(*args)
         except OSError:
@@ -119,6 +118,10 @@ class GovernedSocket(socket.socket):
         if self._connection is not None and _kernel.asks_for_error(args):
             return self._socket_error(value)
         return value
+
+    def _refuse_if_released(self) -> None:
+        if self._connection is not None and self._connection.released:
+            raise _kernel.os_error(errno.ENOTCONN)
 
     def _before_connect(self, address: Any) -> None:
         self._refuse_if_gone()
@@ -176,9 +179,8 @@ class GovernedSocket(socket.socket):
             if loss is None or loss.cause is not Cause.FIN or self._is_closed():
                 self._refuse_if_gone()
                 raise
-        else:
-            if connection is not None and how != socket.SHUT_RD and not connection.released:
-                connection.owner_has_shut(state)
+        if connection is not None and how != socket.SHUT_RD:
+            connection.owner_has_shut(state)
 
     def close(self) -> None:
         """Ends the connection as the policy says, and closes the descriptor; see the close modes.

@@ -136,18 +136,6 @@ def peer_name(sock: Raw) -> tuple[Any, ...] | None:
     return sys.intern(host), *rest  # Many have the same peer.
 
 
-def own_pid() -> int:
-    """getpid(2), as one object for all who keep it."""
-    global _pid
-    pid = os.getpid()
-    if pid != _pid:
-        _pid = pid
-    return _pid
-
-
-_pid = os.getpid()
-
-
 def is_listening(sock: Raw) -> bool:
     """SO_ACCEPTCONN."""
     return bool(Raw.getsockopt(sock, _socket.SOL_SOCKET, _socket.SO_ACCEPTCONN))
@@ -164,6 +152,15 @@ def local_name(sock: Raw) -> object:
 def unread(sock: Raw) -> int | None:
     """The bytes in the receive buffer (FIONREAD)."""
     return _queue(sock, "FIONREAD")
+
+
+def room(sock: Raw) -> int:
+    """The bytes that still fit the send buffer."""
+    try:
+        size: int = Raw.getsockopt(sock, _socket.SOL_SOCKET, _socket.SO_SNDBUF)
+    except OSError:
+        return 0  # Somebody else has closed it.
+    return max(size - (_queue(sock, "TIOCOUTQ") or 0), 0)
 
 
 def counts(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | None]:

@@ -7,16 +7,14 @@ have told: unread bytes first, then the end; a first send that seems to succeed.
 
 from __future__ import annotations
 
+import functools
 import socket
 import sys
+import weakref
 
 from safesock import _trio
-from safesock._kept import Kept, kinds
+from safesock._kept import Kept
 from safesock._transfer import TransferSocket
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 
 class ReleasedSocket(Kept, TransferSocket):
@@ -25,23 +23,50 @@ class ReleasedSocket(Kept, TransferSocket):
     __slots__ = ()
 
 
+# What a class becomes: for as long as there is an object of that.
+_kinds: weakref.WeakKeyDictionary[type, weakref.ref[type]] = weakref.WeakKeyDictionary()
+_set_class = object.__dict__["__class__"].__set__
+
+
 def change_class(sock: socket.socket) -> None:
-    """To what reads and writes as a plain socket does whose peer has closed."""
-    if not isinstance(sock, Kept):
-        _trio.teach()
-        sock.__class__ = _released(type(sock))
+    """To what reads and writes as a plain socket does whose peer has closed.
+
+    A client's own class may not allow that, or have attributes of the names that are needed here.
+    Then it stays as it is, and what it loses is the first send that seems to succeed.
+    """
+    kind = type(sock)
+    if issubclass(kind, Kept):
+        return
+    base = _base(kind)
+    try:
+        if _ours(base).isdisjoint(getattr(sock, "__dict__", ())):
+            made = _released(kind, base)
+            if made is not None:
+                _trio.teach()
+                _set_class(sock, made)
+    except Exception:
+        pass  # Whatever a metaclass or `__init_subclass__` may raise.
 
 
-def _released(kind: type[socket.socket]) -> Any:
-    made = kinds.get(kind)
-    if made is None:
-        base = _base(kind)
+def _released(kind: type[socket.socket], base: type) -> type | None:
+    found = _kinds.get(kind)
+    made = None if found is None else found()
+    if made is None and _ours(base).isdisjoint(dir(kind)):
         # What the class of the client has changed goes on being asked first.
         bases = (kind, base) if kind not in base.__mro__ else (base,)
         # By its old name: who prints it sees what it was.
-        about = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__}
-        made = kinds.setdefault(kind, type(kind.__name__, bases, about))
+        names = ("__module__", "__qualname__", "__doc__")
+        about = {name: getattr(kind, name) for name in names}
+        made = type(kind.__name__, bases, {**about, "__slots__": (), "_plain": kind})
+        _kinds[kind] = weakref.ref(made)
     return made
+
+
+@functools.cache
+def _ours(base: type) -> frozenset[str]:
+    """The names that such a socket has, and a plain one has not."""
+    plain = next(one for one in base.__mro__ if one.__module__ in ("socket", "ssl"))
+    return frozenset(dir(base)).difference(dir(plain))
 
 
 def _base(kind: type[socket.socket]) -> type:

@@ -45,7 +45,10 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         try:
             self._wait_for(lambda: super(GovernedSSLSocket, self).do_handshake(block))
         except OSError as error:
+            ended_here = self._was_ended_here(error)
             self._failed(error)
+            if ended_here:
+                raise _ragged_end() from None  # As where it can still be sent, and is not answered.
             raise
 
     def read(self, len: int = 1024, buffer: Buffer | None = None) -> Any:
@@ -89,8 +92,7 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         try:
             self._tls().write(b"")
         except ssl.SSLError:
-            text = "EOF occurred in violation of protocol"
-            raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, text) from None
+            raise _ragged_end() from None
 
     def send(self, data: Buffer, flags: int = 0) -> int:
         """As `ssl.SSLSocket.send`."""
@@ -103,11 +105,30 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
             with self._engine_at_work():
                 self._wait_for(super().unwrap)
         except OSError as error:
+            ended_here = self._was_ended_here(error)
             self._failed(error)
-            if not (lost and isinstance(error, BrokenPipeError)):
+            if ended_here:
+                self._read_close_notify()
+            elif not (lost and isinstance(error, BrokenPipeError)):
                 raise
             self._sslobj = None
         return self
+
+    def _read_close_notify(self) -> None:
+        """Ours can no longer be sent: what is told is what the peer has said."""
+        try:
+            after = self._tls().read(1)
+        except ssl.SSLZeroReturnError:
+            return
+        if after:
+            text = "[SSL: APPLICATION_DATA_AFTER_CLOSE_NOTIFY] application data after close notify"
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, text) from None
+
+    def _was_ended_here(self, error: OSError) -> bool:
+        """Whether it only says that our own release has ended what is sent."""
+        connection = self._governed()
+        over = isinstance(error, (BrokenPipeError, ssl.SSLZeroReturnError))
+        return over and connection is not None and connection.was_ended_here(Cause.FIN)
 
     def _tls(self) -> Any:
         return self._sslobj or EndedSession(None)
@@ -213,6 +234,10 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         if self._governed() is not None:
             self._end_connection()
         super()._real_close()
+
+
+def _ragged_end() -> ssl.SSLEOFError:
+    return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
 
 
 class EndedSession:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 
+from safesock import _kernel
 from safesock._governed import GovernedSocket, broken_pipe
 from safesock._kernel import Raw
 from safesock._loss import Cause
@@ -143,8 +144,11 @@ class TransferSocket(GovernedSocket):
         try:
             _sendall(self, data, flags)
         except OSError as error:
-            if self._unsent(error, data) is None:
+            size = self._unsent(error, data)
+            if size is None:
                 raise
+            if size < memoryview(data).nbytes:
+                raise broken_pipe() from None
 
     def sendto(self, data: Buffer, *flags_and_address: Any) -> int:
         """sendto(2)."""
@@ -203,9 +207,11 @@ class TransferSocket(GovernedSocket):
             return None
         if connection.may_forgive():
             size = sum(memoryview(part).nbytes for part in data)
-            if size:
-                connection.forgive(size)
-            return size
+            fits = min(size, _kernel.room(self))
+            if fits:
+                connection.forgive(fits)
+            if fits or not size:
+                return fits
         self._failed(error)
         if self._means_broken_pipe(error):
             return None

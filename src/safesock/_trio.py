@@ -49,5 +49,6 @@ def _asking(helper: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
 
 def _of(kind: type, one: Any) -> Any:
     """The method by which this class replaces that one, if it is a method of socket.socket."""
-    name = getattr(one, "__name__", "")
-    return getattr(kind, name) if one is getattr(socket.socket, name or " ", None) else one
+    name: Any = getattr(one, "__name__", None)
+    is_method = name is not None and one is getattr(socket.socket, name, None)
+    return getattr(kind, name) if is_method else one

@@ -11,10 +11,10 @@ import os
 import socket
 import weakref
 
-from safesock import _kernel, _watch
+from safesock import _forks, _kernel, _watch
 from safesock._connection import Connection
 from safesock._kept import wards
-from safesock._kernel import TcpState
+from safesock._kernel import Raw, TcpState
 from safesock._policy import Abort, Graceful
 from safesock._released import change_class
 
@@ -34,7 +34,17 @@ _LOOK = 0.5
 class Ward:
     """What is kept beside one socket; the watcher knows it instead of the socket."""
 
-    __slots__ = ("connection", "policy", "tell", "_made", "_sock", "_heir", "_forks", "__weakref__")
+    __slots__ = (
+        "connection",
+        "policy",
+        "tell",
+        "_made",
+        "_sock",
+        "_heir",
+        "_forks",
+        "_inode",
+        "__weakref__",
+    )
 
     def __init__(self, sock: socket.socket, made: Callable[[socket.socket, Ward], object]) -> None:
         # None until the connection has been made, of which *made* is told.
@@ -44,7 +54,9 @@ class Ward:
         self._made = made
         self._sock = weakref.ref(sock)
         self._heir: weakref.ref[socket.socket] | None = None
-        self._forks = _forks
+        self._forks = _forks.forked()
+        # Of the kernel's socket, as a number may be closed by os.close and be a stranger's then.
+        self._inode = _inode(sock)
 
     def begins(self, sock: socket.socket, policy: Policy, tell: Callable[[str], object]) -> None:
         """The connection has been made; *tell* is called with what becomes of it."""
@@ -54,28 +66,41 @@ class Ward:
         if policy.watch:
             _watch.watch(self)
 
+    def passes_to(self, policy: Policy, tell: Callable[[str], object]) -> None:
+        """Another enforcement goes on with it."""
+        assert self.connection is not None
+        self.policy = self.connection.policy = policy
+        self.tell = tell
+
     def is_wanted_by(self, sock: socket.socket) -> None:
         """Another object has been made for the descriptor; ssl does that, and then detaches the
         first."""
         self._heir = weakref.ref(sock)
 
-    def heir(self) -> socket.socket | None:
-        """That object."""
-        return None if self._heir is None else self._heir()
-
-    def moves_to(self, sock: socket.socket) -> None:
-        """The descriptor has got another object, as ssl does."""
-        self._sock = weakref.ref(sock)
+    def moves_on(self, fd: int) -> None:
+        """The first object has given the descriptor away: to the other one, if there is one."""
+        heir = None if self._heir is None else self._heir()
+        if heir is None or Raw.fileno(heir) != fd:
+            return
+        self._sock = weakref.ref(heir)
+        wards.keep(heir, self)
+        if self.connection is None:
+            _watch.watch(self, connecting=True)
+            return
+        if self.connection.released:
+            change_class(heir)
+        if self.policy is not None and self.policy.watch:
+            _watch.watch(self)
 
     def fileno(self) -> int:
         """The descriptor, -1 when it is closed."""
         sock = self._sock()
-        return -1 if sock is None else sock.fileno()
+        return -1 if sock is None else Raw.fileno(sock)
 
     def is_shared(self) -> bool:
         """Whether a forked process may have the connection as well."""
         elsewhere = self.connection is not None and self.connection.is_elsewhere()
-        return elsewhere or self._forks != _forks
+        return elsewhere or self._forks != _forks.forked()
 
     # For the watcher -----------------------------------------------------------------------------
 
@@ -99,6 +124,8 @@ class Ward:
             return None
         was_released = connection.released
         if not was_released:
+            if _inode(sock) != self._inode:
+                return None
             if _kernel.tcp_state(sock) is not TcpState.CLOSE_WAIT:
                 return None  # Reset: the kernel tells its owner, and holds nothing but a number.
             change_class(sock)  # Before: a call that comes in between is told as after it.
@@ -122,6 +149,13 @@ class Ward:
             _kernel.shutdown(sock, socket.SHUT_RDWR)
 
 
+def _inode(sock: socket.socket) -> int | None:
+    try:
+        return os.fstat(Raw.fileno(sock)).st_ino
+    except OSError:
+        return None  # Somebody else has closed it.
+
+
 def _decrypted(sock: Any) -> int:
     session = getattr(sock, "_sslobj", None)
     return 0 if session is None else sock._decrypted()
@@ -135,27 +169,7 @@ def ward_of(sock: Any) -> Ward | None:
 
 def dismiss(sock: Any) -> Ward | None:
     """It is left alone from here on."""
-    ward: Ward | None = wards.pop(sock, None)
+    ward: Ward | None = wards.drop(sock)
     if ward is not None:
         _watch.unwatch(ward)
     return ward
-
-
-# How often this process has been forked.
-_forks = 0
-
-
-def _count() -> None:
-    global _forks
-    _forks += 1
-
-
-def count_forks() -> None:
-    """From the first use on."""
-    global _counts
-    if not _counts:
-        _counts = True
-        os.register_at_fork(after_in_parent=_count)
-
-
-_counts = False

@@ -13,12 +13,11 @@ import heapq
 import itertools
 import os
 import select
-import sys
 import threading
 import time
-import types
 import weakref
 
+from safesock import _background
 from safesock._kernel import HAS_EPOLL
 
 TYPE_CHECKING = False
@@ -39,8 +38,11 @@ if TYPE_CHECKING:
 
 _ORDER = itertools.count()
 _WATCHING = "the thread that watches sockets"
+THREAD = "safesock-watch"
 # Seconds that a connection lives before it is watched.
 _YOUTH = 0.05
+# As it is now: gevent takes it out of the module.
+_epoll: Any = getattr(select, "epoll", None)
 # Edges: what has happened is reported once, not for as long as it lasts. One shot would miss the
 # FIN after the owner's own shutdown(SHUT_RD), which looks the same.
 _PEER_CLOSES = select.EPOLLRDHUP | select.EPOLLET if HAS_EPOLL else 0
@@ -58,22 +60,23 @@ class Watcher:
     """The sockets that are watched, by descriptor, and what is due when."""
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
-        try:
-            # Written to, it wakes the thread.
-            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError:
-            self._epoll.close()
-            raise
-        self._epoll.register(self._bell, select.EPOLLIN)
+        self._epoll = _epoll()
+        self._bell = -1
         self._sockets: dict[int, _Entry] = {}
         # Those of them that are not in epoll yet; whether the bell has been rung for them.
         self._young: dict[int, _Entry] = {}
         self._rung = False
         # What is to be done when, with which socket; without one, the young are to be looked after.
         self._due: list[tuple[float, int, int, _Entry | None]] = []
-        self.thread = threading.Thread(target=self._run, name="safesock-watcher", daemon=True)
-        self.thread.start()
+        self._thread: int | None = None
+        try:
+            # Written to, it wakes the thread.
+            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._epoll.register(self._bell, select.EPOLLIN)
+            _background.start(self._run, THREAD)
+        except BaseException:
+            self.forget()
+            raise
 
     def add_soon(self, sock: Watched) -> None:
         """Many connections live for a moment only: they are spared two system calls, and the thread
@@ -124,9 +127,15 @@ class Watcher:
     def forget(self) -> None:
         """In a forked child: the descriptors go, the parent's sockets stay as they are."""
         self._epoll.close()
-        os.close(self._bell)
+        if self._bell >= 0:
+            os.close(self._bell)
+
+    def is_this_thread(self) -> bool:
+        """Whether it asks for itself."""
+        return self._thread == _background.get_ident()
 
     def _run(self) -> None:
+        self._thread = _background.get_ident()
         while True:
             timeout = max(self._due[0][0] - time.monotonic(), 0.0) if self._due else None
             for fd, _ in self._epoll.poll(timeout):
@@ -158,7 +167,7 @@ class Watcher:
             if self._is_watched(fd, ref) and _has(ref, fd):
                 self._register(fd, ref.events)
                 self._make_good(fd, ref)
-        except Exception as error:
+        except BaseException as error:
             report(error, _WATCHING)  # The others are still to be watched.
 
     def _make_good(self, fd: int, ref: _Entry) -> None:
@@ -179,7 +188,7 @@ class Watcher:
             return
         try:
             seconds = sock._step_in() if step_in else sock._peer_has_closed()
-        except Exception as error:
+        except BaseException as error:
             report(error, _WATCHING)  # The others are still to be watched.
             return
         if seconds is not None:
@@ -210,16 +219,26 @@ def _has(ref: _Entry, fd: int) -> bool:
     return sock is not None and sock.fileno() == fd
 
 
-def report(error: Exception, where: str) -> None:
+class _Where:
+    """Raises what nobody can catch where the interpreter tells of it, by `sys.unraisablehook`, as
+    what was ignored in this."""
+
+    def __init__(self, error: BaseException, where: str) -> None:
+        self._error, self._where = error, where
+
+    def __call__(self, _: object) -> None:
+        raise self._error
+
+    def __repr__(self) -> str:
+        return self._where
+
+
+def report(error: BaseException, where: str) -> None:
     """For what nobody can catch."""
-    what: Any = types.SimpleNamespace(
-        exc_type=type(error),
-        exc_value=error,
-        exc_traceback=error.__traceback__,
-        err_msg=f"Exception ignored in {where}",
-        object=None,
-    )
-    sys.unraisablehook(what)
+    gone = _Where(error, where)
+    ref = weakref.ref(gone, _Where(error, where))
+    del gone
+    del ref
 
 
 _watcher: Watcher | None = None
@@ -233,12 +252,12 @@ def watch(sock: Watched, *, connecting: bool = False) -> None:
         return
     try:
         watcher = _watcher or _start()
+        if connecting:
+            watcher.add(sock, connecting)
+        else:
+            watcher.add_soon(sock)
     except (OSError, RuntimeError):
-        return  # No descriptor left, or the interpreter is on its way out: as without epoll.
-    if connecting:
-        watcher.add(sock, connecting)
-    else:
-        watcher.add_soon(sock)
+        pass  # No descriptor left, or the interpreter is on its way out: as without epoll.
 
 
 def unwatch(sock: Watched) -> None:
@@ -249,7 +268,7 @@ def unwatch(sock: Watched) -> None:
 
 def is_watching_thread() -> bool:
     """Whether this is the thread of the watcher, which must not wait for anything else."""
-    return _watcher is not None and threading.get_ident() == _watcher.thread.ident
+    return _watcher is not None and _watcher.is_this_thread()
 
 
 def _start() -> Watcher:

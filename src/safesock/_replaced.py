@@ -1,0 +1,203 @@
+"""What stands in the class `socket.socket` while something is enforced: the methods by which a
+connection begins and ends. Reading and writing stay C's own, and cost nothing.
+
+What stood there before goes on being called, be it C's, the standard library's or somebody else's;
+and what somebody else has put there meanwhile is not taken away at the end.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import functools
+import weakref
+
+from safesock import _kernel, _trio, _watch
+from safesock._governed import GovernedSocket
+from safesock._kept import wards
+from safesock._kernel import Raw
+from safesock._ward import Ward, dismiss, ward_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+# By descriptor: whose connection it is, for ssl, which makes a second object for it.
+_by_fd: weakref.WeakValueDictionary[int, Ward] = weakref.WeakValueDictionary()
+_LEFT_ALONE = "safesock.enforce: the connection is left alone"
+
+
+class Methods:
+    """Those of the class, while they are in place; *made* is told of each connection."""
+
+    def __init__(self, made: Callable[[socket.socket, Ward], object]) -> None:
+        self._made = made
+        self._kind = _standard_class()
+        # What stood in the class itself: nothing, where a method is C's.
+        self._before: dict[str, Any] = {}
+        self._ours: dict[str, Any] = {}
+        for name, make in _MAKERS.items():
+            before = vars(self._kind).get(name)
+            if before is not None:
+                self._before[name] = before
+            called = getattr(self._kind, name)
+            self._ours[name] = functools.wraps(called)(make(self, called))
+            setattr(self._kind, name, self._ours[name])
+
+    def restore(self) -> None:
+        """Those that nobody has replaced meanwhile."""
+        _trio.forget()
+        for name, ours in self._ours.items():
+            if vars(self._kind).get(name) is not ours:
+                continue
+            if name in self._before:
+                setattr(self._kind, name, self._before[name])
+            else:
+                delattr(self._kind, name)  # C's own comes to light again.
+
+    # What is done in the middle of somebody's call, who knows nothing of it: nothing gets out.
+
+    def connected(self, sock: socket.socket) -> None:
+        """A connect has succeeded."""
+        self._quietly(self._connected, sock)
+
+    def goes_on(self, sock: socket.socket, number: int) -> None:
+        """A connect has given this errno."""
+        self._quietly(self._goes_on, sock, number)
+
+    def finished(self, sock: socket.socket) -> None:
+        """A connect that went on has been made, as far as its owner knows."""
+        self._quietly(self._finished, sock)
+
+    def _quietly(self, act: Callable[..., object], *arguments: Any) -> None:
+        try:
+            act(*arguments)
+        except Exception as error:
+            _watch.report(error, _LEFT_ALONE)
+
+    def _connected(self, sock: socket.socket) -> None:
+        if not _is_candidate(sock):
+            return
+        ward = ward_of(sock)
+        if ward is None or ward.connection is None:
+            self._made(sock, ward or self._begin(sock))
+
+    def _goes_on(self, sock: socket.socket, number: int) -> None:
+        if number == errno.EISCONN:
+            self._finished(sock)
+        elif number in _kernel.CONNECT_GOES_ON and _is_candidate(sock) and ward_of(sock) is None:
+            _watch.watch(self._begin(sock), connecting=True)
+
+    def _finished(self, sock: socket.socket) -> None:
+        ward = ward_of(sock)
+        if ward is not None and ward.connection is None and _kernel.was_established(sock):
+            self._made(sock, ward)
+
+    def _begin(self, sock: socket.socket) -> Ward:
+        ward = Ward(sock, self._made)
+        wards.keep(sock, ward)
+        _by_fd[Raw.fileno(sock)] = ward
+        return ward
+
+
+def _standard_class() -> Any:
+    """The standard library's own, whatever stands in its place (of PySocks, gevent, eventlet)."""
+    return next(
+        kind
+        for kind in _socket.socket.__subclasses__()
+        if (kind.__module__, kind.__qualname__) == ("socket", "socket")
+    )
+
+
+def _is_candidate(sock: socket.socket) -> bool:
+    return not isinstance(sock, GovernedSocket) and _kernel.is_tcp(sock)
+
+
+# Each makes what stands in place of *before* ----------------------------------------------------
+
+
+def _connect(methods: Methods, before: Any) -> Any:
+    def connect(self: socket.socket, address: Any, /) -> None:
+        try:
+            before(self, address)
+        except OSError as error:
+            # The socket module's own timeout has no errno: the kernel goes on connecting.
+            methods.goes_on(self, errno.EINPROGRESS if error.errno is None else error.errno)
+            del self  # Or the error, which somebody may keep, would keep the socket.
+            raise
+        methods.connected(self)
+
+    return connect
+
+
+def _connect_ex(methods: Methods, before: Any) -> Any:
+    def connect_ex(self: socket.socket, address: Any, /) -> int:
+        number: int = before(self, address)
+        if number:
+            methods.goes_on(self, number)
+        else:
+            methods.connected(self)
+        return number
+
+    return connect_ex
+
+
+def _getsockopt(methods: Methods, before: Any) -> Any:
+    def getsockopt(self: socket.socket, *args: Any) -> Any:
+        value = before(self, *args)
+        if not value and _kernel.asks_for_error(args):
+            methods.finished(self)
+        return value
+
+    return getsockopt
+
+
+def _init(_: Methods, before: Any) -> Any:
+    def __init__(  # noqa: N807
+        self: socket.socket,
+        family: int = -1,
+        type: int = -1,
+        proto: int = -1,
+        fileno: int | None = None,
+    ) -> None:
+        before(self, family, type, proto, fileno)
+        ward = None if fileno is None else _by_fd.get(fileno)
+        if ward is not None and _is_candidate(self):
+            ward.is_wanted_by(self)
+
+    return __init__
+
+
+def _detach(_: Methods, before: Any) -> Any:
+    def detach(self: socket.socket) -> int:
+        ward = dismiss(self)
+        fd: int = before(self)
+        if ward is not None:
+            ward.moves_on(fd)
+        return fd
+
+    return detach
+
+
+def _real_close(_: Methods, before: Any) -> Any:
+    def _real_close(self: socket.socket, *args: Any) -> None:
+        ward = dismiss(self)
+        try:
+            if ward is not None:
+                ward.close(self)
+        finally:
+            before(self, *args)
+
+    return _real_close
+
+
+_MAKERS: dict[str, Callable[[Methods, Any], Any]] = {
+    "__init__": _init,
+    "connect": _connect,
+    "connect_ex": _connect_ex,
+    "getsockopt": _getsockopt,
+    "detach": _detach,
+    "_real_close": _real_close,
+}
