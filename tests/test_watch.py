@@ -1037,3 +1037,27 @@ def test_a_signal_that_the_program_waits_for_is_left_to_it(peer: Peer) -> None:
 
 def test_a_program_that_joins_all_its_threads_ends(peer: Peer) -> None:
     assert run_script(_WATCHED + _JOINS_ALL, peer.address[1]) == "joined\n"
+
+
+_CLOSES_ALL = """\
+import os, socket, sys, tempfile, safesock
+address = "127.0.0.1", int(sys.argv[1])
+safesock.create_connection(address).close()
+os.closerange(3, 100)
+files = [tempfile.TemporaryFile() for _ in range(20)]
+sock = safesock.create_connection(address, policy=safesock.Policy(grace=0))
+input()
+for file in files:
+    assert file.seek(0, os.SEEK_END) == 0
+print(sock.recv(1))
+"""
+
+
+def test_a_program_that_closes_all_descriptors_keeps_its_files(peer: Peer) -> None:
+    with Script(_CLOSES_ALL, peer.address[1]) as script:
+        peer.accept()
+        end = peer.accept()
+        end.half_close()
+        assert end.read_to_end() == (b"", EOF)
+        script.go_on()
+        assert script.join() == "b''\n"

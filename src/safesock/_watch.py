@@ -22,7 +22,7 @@ from safesock._kernel import HAS_EPOLL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Any, NoReturn, Protocol
 
     class Watched(Protocol):
         """What the watcher asks of a socket."""
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _ORDER = itertools.count()
 _WATCHING = "the thread that watches sockets"
 THREAD = "safesock-watch"
+# Number and device, in what fstat(2) tells.
+_INODE = slice(1, 3)
 # Seconds that a connection lives before it is watched.
 _YOUTH = 0.05
 # As it is now: gevent takes it out of the module.
@@ -73,6 +75,7 @@ class Watcher:
             # Written to, it wakes the thread.
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._epoll.register(self._bell, select.EPOLLIN)
+            self._inode = os.fstat(self._bell)[_INODE]
             _background.start(self._run, THREAD)
         except BaseException:
             self.forget()
@@ -130,12 +133,26 @@ class Watcher:
         if self._bell >= 0:
             os.close(self._bell)
 
+    def is_intact(self) -> bool:
+        """Whether its descriptors are its own: os.closerange closes whatever there is."""
+        try:
+            return os.fstat(self._bell)[_INODE] == self._inode
+        except OSError:
+            return False
+
     def is_this_thread(self) -> bool:
         """Whether it asks for itself."""
         return self._thread == _background.get_ident()
 
     def _run(self) -> None:
         self._thread = _background.get_ident()
+        try:
+            self._wait_and_act()
+        except OSError:
+            if self.is_intact():
+                raise
+
+    def _wait_and_act(self) -> NoReturn:
         while True:
             timeout = max(self._due[0][0] - time.monotonic(), 0.0) if self._due else None
             for fd, _ in self._epoll.poll(timeout):
@@ -251,7 +268,9 @@ def watch(sock: Watched, *, connecting: bool = False) -> None:
     if not HAS_EPOLL:
         return
     try:
-        watcher = _watcher or _start()
+        watcher = _watcher
+        if watcher is None or not watcher.is_intact():
+            watcher = _start(watcher)
         if connecting:
             watcher.add(sock, connecting)
         else:
@@ -271,13 +290,13 @@ def is_watching_thread() -> bool:
     return _watcher is not None and _watcher.is_this_thread()
 
 
-def _start() -> Watcher:
+def _start(before: Watcher | None = None) -> Watcher:
     global _watcher, _fork_is_known
     with _starting:
         if not _fork_is_known:
             os.register_at_fork(after_in_child=_after_fork)
             _fork_is_known = True
-        if _watcher is None:
+        if _watcher is None or _watcher is before:
             _watcher = Watcher()
         return _watcher
 
