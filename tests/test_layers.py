@@ -77,6 +77,7 @@ LAYERS = [
     "_netcat_options",
     "_netcat_signals",
     "_netcat",
+    "_shadowed",
     "_run",
     "_bootstrap.sitecustomize",
     "cli",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import timeit
 from pathlib import Path
 
 import pytest
@@ -89,10 +90,109 @@ def python(text: str, *arguments: str) -> list[str]:
     return [*RUN, "--", sys.executable, "-c", text, *arguments]
 
 
+TRACES = """
+import sys
+print(sys.argv, [one for one in [*sys.path, *sys.path_importer_cache] if "bootstrap" in one])
+try:
+    import sitecustomize
+except ImportError as error:
+    print(repr(error))
+"""
+
+
 def test_the_program_sees_no_trace_of_it() -> None:
-    shown = "import sys; print(sys.argv, [one for one in sys.path if 'bootstrap' in one])"
-    ended = in_pipe(python(shown, "--close", "x"))
-    assert (ended.status, ended.output, ended.errors) == (0, "['-c', '--close', 'x'] []\n", "")
+    ended = in_pipe(python(TRACES, "--close", "x"))
+    none = """ModuleNotFoundError("No module named 'sitecustomize'")"""
+    assert ended == (0, f"['-c', '--close', 'x'] []\n{none}\n", "")
+
+
+def other_python(version: str) -> str:
+    """One of pyenv's."""
+    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    if not found:
+        pytest.skip(f"pyenv has no Python {version}")
+    return str(found[0])
+
+
+other_versions = pytest.mark.parametrize("version", ["2.7", "3.6", "3.10"])
+
+
+@other_versions
+def test_an_older_python_runs_the_program_as_it_is(version: str) -> None:
+    program = ["-B", "-c", "import socket, sys; print('safesock' in sys.modules)"]
+    ended = in_pipe([*RUN, "--report", "--", other_python(version), *program])
+    assert ended == (0, "False\n", "")
+
+
+@other_versions
+def test_an_older_python_imports_the_programs_own_sitecustomize(
+    version: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("its_own = True")
+    program = ["-B", "-c", "import sys; print(sys.modules['sitecustomize'].its_own)"]
+    with running([*RUN, "--", other_python(version), *program], PYTHONPATH=str(tmp_path)) as one:
+        assert one.end() == (0, "True\n", "")
+
+
+OWN_MODULES = ("json", "copy", "heapq", "queue", "select", "signal")
+# Where the current folder is not for safesock's own process.
+ELSEWHERE = [sys.executable, "-P", *PROGRAM[1:], "run", "--"]
+OWN_APP = """\
+import importlib, socket
+for name in {names}:
+    print(name, hasattr(importlib.import_module(name), "its_own"))
+print(socket.socket.connect.__class__.__name__)
+"""
+PLACES = {
+    "beside the script": ["{folder}/app.py"],
+    "beside a link to the script": ["{folder}/elsewhere/link"],
+    "in the folder that is the script": ["{folder}"],
+    "in the current folder": ["-m", "app"],
+    "in the current folder, of a command": ["-c", "import app"],
+}
+
+
+def with_own_modules(folder: Path) -> None:
+    """A program with modules of its own, each named as one of the standard library's."""
+    for name in OWN_MODULES[1:]:
+        (folder / f"{name}.py").write_text("its_own = True")
+    (folder / OWN_MODULES[0]).mkdir()
+    (folder / OWN_MODULES[0] / "__init__.py").write_text("its_own = True")
+    for name in ("app", "__main__"):
+        (folder / f"{name}.py").write_text(OWN_APP.format(names=OWN_MODULES))
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "link").symlink_to("../app.py")
+
+
+OWN_ARE_IMPORTED = [*(f"{name} True" for name in OWN_MODULES), "function"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_modules_of_its_own_come_before_the_standard_librarys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with_own_modules(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    start = [text.format(folder=tmp_path) for text in PLACES[place]]
+    ended = in_pipe([*ELSEWHERE, sys.executable, *start])
+    assert (ended.lines, ended.errors) == (OWN_ARE_IMPORTED, "")
+
+
+def test_modules_of_its_own_in_pythonpath_do_not_get_into_safesock(tmp_path: Path) -> None:
+    with_own_modules(tmp_path)
+    command = f"PYTHONPATH=$PYTHONPATH:{tmp_path} exec {sys.executable} -c 'import app'"
+    ended = in_pipe([*RUN, "--", "sh", "-c", command])
+    assert (ended.lines, ended.errors) == (OWN_ARE_IMPORTED, "")
+
+
+def test_where_the_scripts_folder_is_not_looked_into_nothing_there_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_own_modules(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ended = in_pipe([*ELSEWHERE, sys.executable, "-P", str(tmp_path / "app.py")])
+    wanted = [*(f"{name} False" for name in OWN_MODULES), "function"]
+    assert (ended.lines, ended.errors) == (wanted, "")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +221,7 @@ WHOSE = "import socket; print(socket.socket.connect.__class__.__name__)"
 
 
 @pytest.mark.parametrize(
-    ("off", "kind"), [("1", "method_descriptor"), ("0", "function"), ("", "method_descriptor")]
+    ("off", "kind"), [("1", "method_descriptor"), ("0", "function"), ("", "function")]
 )
 def test_an_environment_variable_turns_it_off(off: str, kind: str) -> None:
     with running(python(WHOSE), SAFESOCK_OFF=off) as one:
@@ -133,6 +233,11 @@ def test_a_sitecustomize_of_its_own_is_imported(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     with running(python(f"import sys; print(sys.its_own); {WHOSE}"), PYTHONPATH=path) as one:
         assert one.end().lines == [str(tmp_path / "sitecustomize.py"), "function"]
+
+
+def test_a_script_of_the_standard_library_gets_no_second_socket_module() -> None:
+    script = [timeit.__file__, "-n", "1", "-r", "1", "-s", WHOSE]
+    assert in_pipe([*RUN, "--", sys.executable, *script]).lines[0] == "function"
 
 
 def test_it_reports(peer: Peer) -> None:
