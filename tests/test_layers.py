@@ -77,6 +77,7 @@ LAYERS = [
     "_netcat_options",
     "_netcat_signals",
     "_netcat",
+    "_run_report",
     "_shadowed",
     "_run",
     "_bootstrap.sitecustomize",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import timeit
@@ -240,14 +241,81 @@ def test_a_script_of_the_standard_library_gets_no_second_socket_module() -> None
     assert in_pipe([*RUN, "--", sys.executable, *script]).lines[0] == "function"
 
 
-def test_it_reports(peer: Peer) -> None:
-    connect = (
-        "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()"
-    )
-    program = [sys.executable, "-c", connect, peer.address[0], str(peer.address[1])]
-    ended = in_pipe([*RUN, "--report", "--", *program])
+CONNECTS = """\
+import multiprocessing, os, socket, sys
+
+def connect():
+    socket.create_connection((sys.argv[1], int(sys.argv[2]))).close()
+"""
+
+
+def reports(peer: Peer, text: str, *options: str) -> list[str]:
+    """What the processes of this program tell at their ends, one after the other."""
+    program = [sys.executable, "-c", CONNECTS + text, peer.address[0], str(peer.address[1])]
+    ended = in_pipe([*RUN, "--report", *options, "--", *program])
     assert ended.status == 0
-    assert ended.errors.endswith(": 1 connections seen, 0 released, 0 aborted, 0 missed\n")
+    lines = [one for one in ended.errors.splitlines() if one.startswith("safesock: process ")]
+    return [one.split(": ", 2)[2] for one in lines]
+
+
+NONE = "0 connections seen, 0 released, 0 aborted, 0 in CLOSE_WAIT all the same"
+ONE = "1 connection seen, 0 released, 0 aborted, 0 in CLOSE_WAIT all the same"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("connect()", ONE), ("connect(); connect()", f"2 connections{ONE[12:]}")]
+)
+def test_it_reports(peer: Peer, text: str, told: str) -> None:
+    assert reports(peer, text) == [told]
+
+
+def test_it_reports_that_there_was_nothing(peer: Peer) -> None:
+    assert reports(peer, "") == [NONE]
+
+
+IN_C = """\
+import _socket, sys
+both = _socket.socket(), _socket.socket()
+for one in both:
+    one.connect((sys.argv[1], int(sys.argv[2])))
+input()
+"""
+
+
+def test_it_reports_what_only_the_sweep_has_found(peer: Peer) -> None:
+    program = [sys.executable, "-c", IN_C, peer.address[0], str(peer.address[1])]
+    with running([*RUN, "--sweep", "0.1", "--report", "--", *program], stdin=PIPE) as one:
+        ends = [peer.accept(), peer.accept()]
+        for end in ends:
+            end.half_close()
+        for end in ends:
+            assert end.read_to_end() == (b"", EOF)
+        one.say(b"enough\n")
+        # One is counted before the other is ended.
+        assert re.search(": 0 connections seen, [12] released, 0 aborted, ", one.end().errors)
+
+
+def test_a_forked_child_reports_what_it_has_done_itself(peer: Peer) -> None:
+    text = "connect(); child = os.fork(); child and os.waitpid(child, 0); child or connect()"
+    assert reports(peer, text) == [ONE, ONE]
+    assert reports(peer, text.removesuffix("; child or connect()")) == [NONE, ONE]
+
+
+@pytest.mark.parametrize("way", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_reports(
+    peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    (tmp_path / "connects.py").write_text(CONNECTS)
+    monkeypatch.chdir(tmp_path)
+    text = f"""
+import connects
+child = multiprocessing.get_context("{way}").Process(target=connects.connect)
+child.start()
+child.join()
+"""
+    told = reports(peer, text)
+    assert told.count(ONE) == 1
+    assert set(told) == {ONE, NONE}
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,7 @@ of PYTHONPATH, which every Python imports as it starts, and the options for it.
 
 from __future__ import annotations
 
-import atexit
-import json
 import os
-import signal
 import sys
 
 from safesock._option_values import close_mode, number
@@ -19,10 +16,9 @@ from safesock._policy import Policy, positive
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Mapping
-    from typing import Any
 
-    from safesock._enforce import Enforcement
+    # As on the command line; what is given twice is there twice.
+    Pairs = list[tuple[str, str]]
 
 OPTIONS = "SAFESOCK_RUN"
 BOOTSTRAP = os.path.join(os.path.dirname(__file__), "_bootstrap")
@@ -30,27 +26,33 @@ BOOTSTRAP = os.path.join(os.path.dirname(__file__), "_bootstrap")
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127
 
 
-def options_in(namespace: Namespace) -> dict[str, Any]:
+def options_in(namespace: Namespace) -> str:
     """Those of the command line, as the program's environment takes them. Raises ValueError."""
-    options = {name: getattr(namespace, name) for name in ("close", "grace", "sweep", "report")}
-    _meant_by(options)
-    return options
+    pairs = [("close", namespace.close), ("grace", namespace.grace)]
+    if namespace.sweep is not None:
+        pairs.append(("sweep", namespace.sweep))
+    if namespace.report:
+        pairs.append(("report", "yes"))
+    _meant_by(pairs)
+    return ";".join(f"{name}={value}" for name, value in pairs)
 
 
-def _meant_by(options: Mapping[str, Any]) -> tuple[Policy, float | None]:
-    policy = Policy(
-        close_mode(options["close"]), on_loss="release", grace=number("--grace", options["grace"])
-    )
-    sweep = options["sweep"]
-    return policy, None if sweep is None else positive("--sweep", number("--sweep", sweep))
+def _meant_by(pairs: Pairs) -> tuple[Policy, float | None]:
+    one = dict(pairs)
+    grace = number("--grace", one["grace"])
+    policy = Policy(close_mode(one["close"]), on_loss="release", grace=grace)
+    sweep = positive("--sweep", number("--sweep", one["sweep"])) if "sweep" in one else None
+    return policy, sweep
 
 
-def run(command: list[str], options: Mapping[str, Any]) -> int:
+def run(command: list[str], options: str) -> int:
     """Becomes *command*. Returns, with an exit status, only when it cannot."""
+    import signal
+
     environment = dict(os.environ)
     path = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = BOOTSTRAP if not path else BOOTSTRAP + os.pathsep + path
-    environment[OPTIONS] = json.dumps(options)
+    environment[OPTIONS] = options
     # Python ignores these, and what is ignored stays so in the program.
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
@@ -68,20 +70,13 @@ def begin() -> None:
     """In the program, before anything of its own."""
     from safesock._enforce import enforce
 
-    options = json.loads(os.environ[OPTIONS])
-    policy, sweep = _meant_by(options)
+    pairs = []
+    for text in os.environ[OPTIONS].split(";"):
+        name, _, value = text.partition("=")
+        pairs.append((name, value))
+    policy, sweep = _meant_by(pairs)
     enforcement = enforce(policy, sweep=sweep)
-    if options["report"]:
-        atexit.register(_report, enforcement)
+    if ("report", "yes") in pairs:
+        from safesock._run_report import Reporter
 
-
-def _report(enforcement: Enforcement) -> None:
-    found = enforcement.report()
-    if not found.seen and not found.missed:
-        return  # pip, a compiler, and other Pythons that are part of the way.
-    text = (
-        f"safesock: process {os.getpid()}: {found.seen} connections seen, "
-        f"{found.released} released, {found.aborted} aborted, {found.missed} missed\n"
-    )
-    if sys.stderr is not None:
-        sys.stderr.write(text)
+        Reporter(enforcement)

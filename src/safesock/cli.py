@@ -194,7 +194,12 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         help="end what has been in CLOSE_WAIT for so long, whatever library has made it: for "
         "libpq, uvloop, gRPC and others that are not Python (default: no sweep)",
     )
-    add("--report", action="store_true", help="tell on stderr, at exit, what was done")
+    add(
+        "--report",
+        action="store_true",
+        help="tell on stderr what was done, each Python process at its exit: none that ends by a "
+        "signal it does not handle, or by os._exit",
+    )
     add("-m", dest="module", nargs=argparse.REMAINDER, help="run this module, as python -m does")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
