@@ -77,6 +77,7 @@ LAYERS = [
     "_netcat_options",
     "_netcat_signals",
     "_netcat",
+    "_excepted",
     "_run_report",
     "_shadowed",
     "_run",

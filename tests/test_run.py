@@ -13,6 +13,8 @@ import pytest
 from command import PIPE, PROGRAM, in_pipe, running
 from peer import EOF, Peer
 
+from safesock._excepted import all_but
+
 RUN = [*PROGRAM, "run", "--grace", "0.05"]
 
 APP = """\
@@ -316,6 +318,44 @@ child.join()
     told = reports(peer, text)
     assert told.count(ONE) == 1
     assert set(told) == {ONE, NONE}
+
+
+@pytest.mark.parametrize(
+    ("texts", "peer_address", "is_covered"),
+    [
+        (["192.0.2.7"], ("192.0.2.7", 80), False),
+        (["192.0.2.7"], ("192.0.2.8", 80), True),
+        (["192.0.2.7:80"], ("192.0.2.7", 80), False),
+        (["192.0.2.7:80"], ("192.0.2.7", 81), True),
+        ([":80"], ("192.0.2.7", 80), False),
+        ([":80"], ("::1", 80, 0, 0), False),
+        ([":80"], ("::1", 81, 0, 0), True),
+        (["192.0.2.0/24:80"], ("192.0.2.7", 80), False),
+        (["192.0.2.1/24"], ("192.0.2.7", 80), False),
+        (["192.0.2.0/24"], ("192.0.3.7", 80), True),
+        (["192.0.2.0/24"], ("::ffff:192.0.2.7", 80, 0, 0), False),
+        (["0.0.0.0/0"], ("::1", 80, 0, 0), True),
+        (["[::1]"], ("::1", 80, 0, 0), False),
+        (["[::1]:80"], ("::1", 80, 0, 0), False),
+        (["[::1]:80"], ("::1", 81, 0, 0), True),
+        (["[fe80::/10]"], ("fe80::7%eth0", 80, 0, 2), False),
+        (["192.0.2.7", ":80"], ("192.0.2.8", 80), False),
+        (["192.0.2.7", ":80"], ("192.0.2.7", 81), False),
+        (["192.0.2.7"], None, True),
+    ],
+)
+def test_peers_are_excepted_by_address(
+    texts: list[str], peer_address: tuple[str, int] | None, is_covered: bool
+) -> None:
+    assert all_but(texts)(peer_address) is is_covered
+
+
+def test_a_connection_to_an_excepted_peer_is_left_alone(peer: Peer) -> None:
+    host, port = peer.address
+    assert reports(peer, "connect()", "--except", "192.0.2.7", "--except", f"{host}:{port}") == [
+        NONE
+    ]
+    assert reports(peer, "connect()", "--except", f"192.0.2.7:{port}") == [ONE]
 
 
 @pytest.mark.parametrize(

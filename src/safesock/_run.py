@@ -16,6 +16,8 @@ from safesock._policy import Policy, positive
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Callable
+    from typing import Any
 
     # As on the command line; what is given twice is there twice.
     Pairs = list[tuple[str, str]]
@@ -33,16 +35,23 @@ def options_in(namespace: Namespace) -> str:
         pairs.append(("sweep", namespace.sweep))
     if namespace.report:
         pairs.append(("report", "yes"))
+    pairs += [("except", text) for text in namespace.excepted]
     _meant_by(pairs)
     return ";".join(f"{name}={value}" for name, value in pairs)
 
 
-def _meant_by(pairs: Pairs) -> tuple[Policy, float | None]:
+def _meant_by(pairs: Pairs) -> tuple[Policy, float | None, Callable[[Any], bool] | None]:
+    """The policy, the seconds between sweeps, and whom they are for."""
     one = dict(pairs)
     grace = number("--grace", one["grace"])
     policy = Policy(close_mode(one["close"]), on_loss="release", grace=grace)
     sweep = positive("--sweep", number("--sweep", one["sweep"])) if "sweep" in one else None
-    return policy, sweep
+    excepted = [value for name, value in pairs if name == "except"]
+    if not excepted:
+        return policy, sweep, None
+    from safesock._excepted import all_but
+
+    return policy, sweep, all_but(excepted)
 
 
 def run(command: list[str], options: str) -> int:
@@ -74,8 +83,8 @@ def begin() -> None:
     for text in os.environ[OPTIONS].split(";"):
         name, _, value = text.partition("=")
         pairs.append((name, value))
-    policy, sweep = _meant_by(pairs)
-    enforcement = enforce(policy, sweep=sweep)
+    policy, sweep, only = _meant_by(pairs)
+    enforcement = enforce(policy, only=only, sweep=sweep)
     if ("report", "yes") in pairs:
         from safesock._run_report import Reporter
 

@@ -70,6 +70,7 @@ that is started with an environment without PYTHONPATH.
 examples:
   safesock run -- python app.py --its-own option
   safesock run --sweep 30 -m gunicorn app:app
+  safesock run --except 10.0.0.0/8:514 --except [::1] -- python app.py
 """
 _DEMO_END = """\
 exit status: 0 if safesock left nothing behind, 1 if it did, 2 if it cannot be shown
@@ -193,6 +194,15 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="end what has been in CLOSE_WAIT for so long, whatever library has made it: for "
         "libpq, uvloop, gRPC and others that are not Python (default: no sweep)",
+    )
+    add(
+        "--except",
+        dest="excepted",
+        metavar="PEER",
+        action="append",
+        default=[],
+        help="leave connections to this peer alone: HOST, HOST:PORT or :PORT, where HOST is an IP "
+        "address or a network, no name, and IPv6 in brackets; may be given again",
     )
     add(
         "--report",
