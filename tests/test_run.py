@@ -358,15 +358,43 @@ def test_a_connection_to_an_excepted_peer_is_left_alone(peer: Peer) -> None:
     assert reports(peer, "connect()", "--except", f"192.0.2.7:{port}") == [ONE]
 
 
+def test_its_help_tells_what_it_does_not_do() -> None:
+    status, output, errors = in_pipe([*PROGRAM, "run", "--help"])
+    assert (status, errors) == (0, "")
+    words = ("-m MODULE ...", "SAFESOCK_OFF", "Python 3.11", "os._exit", "event loop", "--except")
+    assert [word for word in words if word not in output] == []
+    assert max(map(len, output.splitlines())) <= 88
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
         ([], 2, "no program to run"),
+        (["--frobnicate", "--", "true"], 2, "--frobnicate (see safesock run --help)"),
         (["--close", "softly", "--", "true"], 2, "--close takes"),
+        (["--close", "drain=-1", "--", "true"], 2, "error: --close: Drain(timeout) takes"),
         (["--sweep", "0", "--", "true"], 2, "--sweep"),
         (["--grace", "often", "--", "true"], 2, "--grace takes a number"),
-        (["--", "no-such-program"], 127, "there is no program 'no-such-program'"),
+        (["--grace", "-1", "--", "true"], 2, "--grace takes seconds from 0 to 2147484: not -1"),
+        (["--grace", "1;close=abort", "--", "true"], 2, "--grace takes a number"),
+        (["--except", "localhost", "--", "true"], 2, "and no name: not 'localhost'"),
+        (["--except", "localhost:80", "--", "true"], 2, "and no name: not 'localhost'"),
+        (["--except", "fe80::7%eth0", "--", "true"], 2, "IPv6 as [::1]:80: not 'fe80::7%eth0'"),
+        (["--except", "[fe80::7%eth0]", "--", "true"], 2, "and no name: not 'fe80::7%eth0'"),
+        (["--except", "[192.0.2.7]", "--", "true"], 2, "IPv6 as [::1]:80: not '[192.0.2.7]'"),
+        (["--except", "::1", "--", "true"], 2, "IPv6 as [::1]:80: not '::1'"),
+        (["--except", "", "--", "true"], 2, "--except takes HOST, HOST:PORT or :PORT"),
+        (["--except", "192.0.2.7:", "--", "true"], 2, "--except takes HOST, HOST:PORT or :PORT"),
+        (["--except", ":65536", "--", "true"], 2, "--except takes HOST, HOST:PORT or :PORT"),
+        (["--except", "[::1]80", "--", "true"], 2, "--except takes HOST, HOST:PORT or :PORT"),
+        (["--", "no-such-program"], 127, "there is no program 'no-such-program'\n"),
+        (["no-such.py"], 127, "'no-such.py' (is it safesock run -- python no-such.py?)"),
         (["--", "/"], 126, "cannot run '/'"),
+        (
+            [__file__],
+            126,
+            f"Permission denied: {__file__!r} (is it safesock run -- python {__file__}?)",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, int) else None,
 )

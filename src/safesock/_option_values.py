@@ -24,7 +24,11 @@ def close_mode(text: str) -> CloseMode:
             "--close takes graceful, drain, drain=SECONDS, linger, linger=SECONDS or abort: "
             f"not {text!r}"
         )
-    made: CloseMode = mode(number("--close", seconds)) if equals else mode()
+    seconds_given = (number("--close", seconds),) if equals else ()
+    try:
+        made: CloseMode = mode(*seconds_given)
+    except ValueError as error:
+        raise ValueError(f"--close: {error}") from None
     return made
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 
 from safesock._option_values import close_mode, number
-from safesock._policy import Policy, positive
+from safesock._policy import Policy, positive, seconds_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def options_in(namespace: Namespace) -> str:
 def _meant_by(pairs: Pairs) -> tuple[Policy, float | None, Callable[[Any], bool] | None]:
     """The policy, the seconds between sweeps, and whom they are for."""
     one = dict(pairs)
-    grace = number("--grace", one["grace"])
+    grace = seconds_in("--grace", number("--grace", one["grace"]))
     policy = Policy(close_mode(one["close"]), on_loss="release", grace=grace)
     sweep = positive("--sweep", number("--sweep", one["sweep"])) if "sweep" in one else None
     excepted = [value for name, value in pairs if name == "except"]
@@ -62,17 +62,23 @@ def run(command: list[str], options: str) -> int:
     path = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = BOOTSTRAP if not path else BOOTSTRAP + os.pathsep + path
     environment[OPTIONS] = options
-    # Python ignores these, and what is ignored stays so in the program.
+    # Python ignores these, and what is ignored stays so in the program. What they were before it
+    # started nobody can tell.
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, environment)
     except FileNotFoundError:
-        print(f"safesock: error: there is no program {command[0]!r}", file=sys.stderr)
-        return _NOT_FOUND
+        return _cannot(_NOT_FOUND, f"there is no program {command[0]!r}", command[0])
     except (OSError, ValueError) as error:
-        print(f"safesock: error: cannot run {command[0]!r}: {error}", file=sys.stderr)
-        return _NOT_EXECUTABLE
+        return _cannot(_NOT_EXECUTABLE, f"cannot run {command[0]!r}: {error}", command[0])
+
+
+def _cannot(status: int, why: str, program: str) -> int:
+    if program.endswith(".py") or (status == _NOT_FOUND and os.path.isfile(program)):
+        why += f" (is it safesock run -- python {program}?)"
+    print(f"safesock: error: {why}", file=sys.stderr)
+    return status
 
 
 def begin() -> None:

@@ -16,7 +16,8 @@ import safesock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
 
 _CANNOT, _INTERRUPTED, _NO_READER = 2, 130, 141
 
@@ -54,18 +55,28 @@ example: a device that admits one source port, for as long as an hour without it
 _RUN = """\
 Runs a program with one close policy for all its TCP connections, whatever client
 makes them: when the peer has closed and the client does not react, the connection
-is ended, and nothing stays in CLOSE_WAIT. The program is not changed, and notices
-nothing. The Python processes that it starts are covered too.
+is ended, and nothing stays in CLOSE_WAIT. The Python processes that it starts are
+covered too. The program is not changed, and keeps its exit status, its signals, its
+stdin and its sys.argv. There is a thread in each process that has connections: from
+Python 3.12 on, os.fork() in one may give a DeprecationWarning.
 """
 _RUN_END = """\
 exit status: the program's own; 126 if it cannot be run, 127 if there is none,
 2 for wrong arguments
 
-environment: SAFESOCK_OFF=1 turns it off, for the program and what it starts
+environment: SAFESOCK_OFF turns it off, for the program and what it starts, unless it
+is empty or 0; a program's own safesock.enforce() goes on. What is to be done travels
+in PYTHONPATH and SAFESOCK_RUN.
 
-It is not for programs that go on sending after the peer's half-close, and it does
-not reach a Python that is told to ignore its environment (-E, -I, -S), nor one
-that is started with an environment without PYTHONPATH.
+It takes Linux and Python 3.11: other Pythons run the program as it is, and nothing is
+told. So does one that is told to ignore its environment (-E, -I, -S), or started
+without PYTHONPATH. It is not for programs that go on sending after the peer's
+half-close: see --except.
+
+Modules that safesock needs, such as socket, threading and queue, are imported before
+the program begins. Those of the same name beside its script or in PYTHONPATH come
+first all the same; in a folder that it puts into sys.path later, or in a zip file,
+they do not.
 
 examples:
   safesock run -- python app.py --its-own option
@@ -83,6 +94,24 @@ class _Parser(argparse.ArgumentParser):
         """One line, where argparse prints the usage too."""
         line = " ".join(message.split())
         self.exit(_CANNOT, f"{self.prog}: error: {line} (see {self.prog} --help)\n")
+
+
+class _CommandParser(_Parser):
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """What is unknown to a command is told by that, not by `safesock`."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
+class _RunFormatter(argparse.RawDescriptionHelpFormatter):
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """argparse gives no name to the first of all that is left."""
+        text = super()._format_args(action, default_metavar)
+        return f"{action.metavar} {text}" if action.nargs == argparse.REMAINDER else text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"safesock {safesock.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
     demo = commands.add_parser(
         "demo",
         help="plain sockets beside safesock ones, on a server that closes on them",
@@ -138,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         description=_RUN,
         epilog=_RUN_END,
         usage="safesock run [options] (-- COMMAND [ARGUMENT ...] | -m MODULE [ARGUMENT ...])",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_RunFormatter,
         allow_abbrev=False,
     )
     run.set_defaults(run=_run, parser=run)
@@ -151,7 +182,11 @@ def _add_options(connect: argparse.ArgumentParser) -> None:
     add = connect.add_argument
     add("address", metavar="HOST:PORT", help="such as example.org:80 or [::1]:80")
     add("--local-port", metavar="N", help="the local port of every connection")
-    _add_close(connect)
+    _add_close(
+        connect,
+        "graceful (FIN, the default), drain[=SECONDS] (FIN, and wait for the peer's), "
+        "linger[=SECONDS] (FIN, and wait for the acknowledgement), abort (RST)",
+    )
     add("--attempts", metavar="N", default="8", help="for one outage (default: 8)")
     add("--deadline", metavar="SECONDS", default="60", help="for one outage (default: 60)")
     add(
@@ -170,19 +205,19 @@ def _add_options(connect: argparse.ArgumentParser) -> None:
     add("-q", "--quiet", action="store_true", help="no news on stderr, only errors")
 
 
-def _add_close(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--close",
-        metavar="HOW",
-        default="graceful",
-        help="graceful (FIN, the default), drain[=SECONDS] (FIN, and wait for the peer's), "
-        "linger[=SECONDS] (FIN, and wait for the acknowledgement), abort (RST)",
-    )
+def _add_close(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--close", metavar="HOW", default="graceful", help=text)
 
 
 def _add_run_options(run: argparse.ArgumentParser) -> None:
     add = run.add_argument
-    _add_close(run)
+    _add_close(
+        run,
+        "what ends a connection that the client leaves in CLOSE_WAIT: FIN, or RST with abort. Its "
+        "own close(2) too goes by this: graceful (the default) leaves it as it is; drain[=SECONDS] "
+        "waits in it for the peer's FIN, linger[=SECONDS] for the acknowledgement, and so does an "
+        "event loop that calls it; abort sends RST",
+    )
     add(
         "--grace",
         metavar="SECONDS",
@@ -210,7 +245,13 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         help="tell on stderr what was done, each Python process at its exit: none that ends by a "
         "signal it does not handle, or by os._exit",
     )
-    add("-m", dest="module", nargs=argparse.REMAINDER, help="run this module, as python -m does")
+    add(
+        "-m",
+        dest="module",
+        metavar="MODULE",
+        nargs=argparse.REMAINDER,
+        help="run this module, as python -m does",
+    )
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
