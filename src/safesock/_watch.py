@@ -259,6 +259,7 @@ def report(error: BaseException, where: str) -> None:
 
 
 _watcher: Watcher | None = None
+_abandoned: list[Watcher | None] = []
 _starting = threading.RLock()
 _fork_is_known = False
 
@@ -297,6 +298,8 @@ def _start(before: Watcher | None = None) -> Watcher:
             os.register_at_fork(after_in_child=_after_fork)
             _fork_is_known = True
         if _watcher is None or _watcher is before:
+            # Its epoll would close what is a stranger's number by now.
+            _abandoned.append(before)
             _watcher = Watcher()
         return _watcher
 
