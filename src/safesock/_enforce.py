@@ -137,21 +137,26 @@ def enforce(
     by the end of the policy's grace, the watcher ends it by shutdown(2), or a RST with `Abort`; the
     descriptor and what is unread stay with the owner, whose calls tell what they would have told
     without it: what is unread, the end, a first send that seems to succeed. Until then it is a
-    plain socket, and reads and writes at its speed. A close goes by the policy too, but for
-    `Graceful`, which leaves it as it is, and in a process that has been forked since.
+    plain socket, and reads and writes at its speed. A close goes by the policy too (with `Drain`
+    and `Linger` it waits), but for `Graceful`, which leaves it as it is, and in a process that has
+    been forked since. A forked child leaves alone what it has inherited.
 
     policy: None is `Policy(on_loss="release")`. With on_loss="close" the descriptor is closed in
         the call that tells of the loss, which most clients do not expect.
-    only: a function of the peer's address; connections for which it gives False are left alone.
-    sweep: seconds after which any connection of this process in CLOSE_WAIT is ended, whatever
-        library has made it: for those without a `socket.socket`. None: no sweep. What listening
-        sockets of this process have accepted is left alone.
+    only: a function of the peer's address, as getpeername(2) gives it; connections for which it
+        gives False are left alone. It is called in the middle of connect, and may neither block nor
+        raise: when it does, that is told by `sys.unraisablehook`, and the connection left alone.
+    sweep: for connections without a `socket.socket`, duplicates, and those from before: seconds,
+        from 0.1, after which any connection that this process has made, and that nothing of
+        safesock governs, is ended if it is in CLOSE_WAIT and nothing has come from its peer for so
+        long. None: no sweep; nor with on_loss="keep".
 
     Gives a handle: `remove()`, `report()`, and it is a context manager. Enforcements nest: of those
     that apply the last one counts. Servers' sockets, UDP and AF_UNIX are left alone, and so is what
-    a `SafeSocket` governs.
+    a `SafeSocket` governs. Raises TypeError and ValueError for what it cannot work with.
 
     Not for programs that send after the peer's half-close: they take on_loss="keep" or *only*.
+    Linux; elsewhere it changes nothing but how a close goes.
     """
     global _methods
     chosen = DEFAULT if policy is None else policy_or_default(policy)
