@@ -1,1 +1,1 @@
-"""Other people's clients, each as a program that uses its connections, idles, and uses them again."""
+"""Other people's clients, each as a program that uses its connections, idles, uses them again."""

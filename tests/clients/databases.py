@@ -11,7 +11,9 @@ from clients.uses import HOST, TIMEOUT, Made, Uses, Where, client, told, told_by
 
 def _of_redis(where: Where) -> dict[str, Any]:
     tls = {"ssl_ca_certs": where.ca} if where.ca else {}
-    return {"host": HOST, "port": where.port, "max_connections": where.count, **tls}
+    patience = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
+    limit = {"max_connections": where.count}
+    return {"host": HOST, "port": where.port, **limit, **patience, **tls}
 
 
 @client("redis-py")
@@ -36,7 +38,7 @@ def redis_pool(where: Where) -> Iterator[Uses]:
 def redis_subscriber(where: Where) -> Iterator[Uses]:
     import redis
 
-    server = redis.Redis(ssl=bool(where.ca), **_of_redis(where))
+    server: Any = redis.Redis(ssl=bool(where.ca), **_of_redis(where))
     made = [server.pubsub() for _ in range(where.count)]
     for one in made:
         one.subscribe("news")
@@ -119,7 +121,9 @@ def pg8000_connections(where: Where) -> Iterator[Uses]:
 def libpq(where: Where) -> Iterator[Uses]:
     import psycopg
 
-    tls = {"sslmode": "verify-ca", "sslrootcert": where.ca} if where.ca else {"sslmode": "disable"}
+    tls: dict[str, Any] = {"sslmode": "disable"}
+    if where.ca:
+        tls = {"sslmode": "verify-ca", "sslrootcert": where.ca}
     made = [
         psycopg.connect(
             host=HOST, port=where.port, user="tester", dbname="postgres", autocommit=True, **tls

@@ -16,9 +16,10 @@ _PING = b"\xc0\x00"
 @client("paho-mqtt")
 def mqtt(where: Where) -> Iterator[Uses]:
     import paho.mqtt.client as mqtt
+    from paho.mqtt.enums import CallbackAPIVersion
 
     def connected() -> mqtt.Client:
-        one = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
+        one = mqtt.Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
         if where.context:
             one.tls_set_context(where.context)
         one.connect(HOST, where.port, keepalive=3600)

@@ -14,8 +14,7 @@ _PING = b"PING\r\n"
 @client("asyncio")
 async def asyncio_streams(where: Where) -> AsyncIterator[Uses]:
     made = [
-        await asyncio.open_connection(*where.address, ssl=where.context)
-        for _ in range(where.count)
+        await asyncio.open_connection(*where.address, ssl=where.context) for _ in range(where.count)
     ]
 
     async def ping(one: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> object:

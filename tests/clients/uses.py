@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 HOST = "127.0.0.1"
 TIMEOUT = 60.0
@@ -18,7 +19,8 @@ CLIENTS: dict[str, Callable[[Where], Any]] = {}
 ON_TRIO: set[str] = set()
 
 
-class Where(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Where:
     """The server, how many connections, and the authority's certificate, for TLS."""
 
     port: int

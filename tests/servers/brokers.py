@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+
 from servers.base import HOST, Server, free_port
 
 _LISTENER = """\

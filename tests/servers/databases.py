@@ -117,7 +117,12 @@ class MariaDb(Server):
             "max-connections": 300,
             "innodb-flush-log-at-trx-commit": 0,
         }
-        return ["mariadbd", "--no-defaults", "--skip-name-resolve", *(f"--{n}={value}" for n, value in options.items())]
+        return [
+            "mariadbd",
+            "--no-defaults",
+            "--skip-name-resolve",
+            *(f"--{n}={value}" for n, value in options.items()),
+        ]
 
     def drop(self) -> None:
         where = ["--no-defaults", "-h", HOST, "-P", str(self.port), "-u", "tester", "-N"]
