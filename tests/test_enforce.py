@@ -109,7 +109,7 @@ def test_a_connection_whose_peer_closes_is_ended_and_tells_what_it_told(
 ) -> None:
     with enforce(RELEASE) as enforcement, way(peer.address) as sock:
         end = peer.accept()
-        kind = type(sock)
+        kind, shown = type(sock), repr(sock)
         assert kind.recv is socket.SocketType.recv  # C's own, at its speed.
         end.say(b"bye")
         fd = sock.fileno()
@@ -118,7 +118,7 @@ def test_a_connection_whose_peer_closes_is_ended_and_tells_what_it_told(
         wait_for_the_end(sock)
         assert sock.fileno() == fd
         assert isinstance(sock, kind)
-        assert type(sock).__name__ == kind.__name__
+        assert repr(sock) == shown
         assert sock.getpeername() == peer.address
         assert select.select([sock], [], [], 20)[0]
         assert sock.recv(100) == b"bye"
