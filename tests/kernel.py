@@ -159,14 +159,17 @@ def _listing() -> int:
 
 
 def wait_until(
-    condition: Callable[[], object], what: str = "condition", timeout: float = 20.0
+    condition: Callable[[], object],
+    what: str = "condition",
+    timeout: float = 20.0,
+    pause: float = 0.002,
 ) -> None:
     """For what the kernel does and signals to nobody: looks again until it is so."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {what}")
-        time.sleep(0.002)
+        time.sleep(pause)
 
 
 def wait_until_blocked(thread: threading.Thread) -> None:

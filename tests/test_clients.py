@@ -10,7 +10,10 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
+import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +30,13 @@ from servers.sessions import Dovecot, Exim, OpenSsh, Vsftpd
 from servers.web import Nginx
 from tls_peer import Certificates
 
-# Long enough for a server that closes when it has heard nothing for a while.
-CLOSES = 60.0
+# Seconds for a server to close, some of which do so when they have heard nothing for a while; and
+# for a client to do its work, which has timeouts of its own.
+CLOSES, WORKS = 60.0, 150.0
+# For what is to be looked at again and again: a look takes some milliseconds.
+PAUSE = 0.05
+# Its grace is a second; this is only for machines that have much else to do.
+STEPS_IN = 30.0
 
 
 class Case(NamedTuple):
@@ -95,16 +103,14 @@ class Servers:
 
 
 @pytest.fixture(scope="session")
-def servers(
-    tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
-) -> Iterator[Servers]:
-    folder = tmp_path_factory.mktemp("servers")
-    # They run as users of their own, to whom pytest's folders are closed.
-    for path in (folder, *folder.parents[:3]):
-        if path.owner() == "root" and path != Path("/tmp"):
-            path.chmod(0o755)
-    with contextlib.ExitStack() as stack:
-        yield Servers(folder, certificates, stack)
+def servers(certificates: Certificates) -> Iterator[Servers]:
+    # They run as users of their own, to whom pytest's folders are closed; and leave much.
+    with (
+        tempfile.TemporaryDirectory(prefix="safesock-servers-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        Path(folder).chmod(0o755)
+        yield Servers(Path(folder), certificates, stack)
 
 
 def cases() -> Iterator[Any]:
@@ -126,18 +132,33 @@ class Client:
 
     def __init__(self, command: Command, port: int, log: Path) -> None:
         self._command, self._port, self._log = command, port, log
+        self._output = b""
 
     def uses(self) -> list[str]:
         """What the next use of its connections gave."""
-        assert self._command.process.stdout is not None
-        line = self._command.process.stdout.readline()
-        assert line, self._log.read_text()
+        while b"\n" not in self._output:
+            self._output += self._more()
+        line, _, self._output = self._output.partition(b"\n")
         uses: list[str] = json.loads(line)
         return uses
+
+    def _more(self) -> bytes:
+        process = self._command.process
+        assert process.stdout is not None
+        if not select.select([process.stdout], [], [], WORKS)[0]:
+            process.send_signal(signal.SIGABRT)  # Python tells then where its threads are.
+            process.wait(WORKS)
+            raise AssertionError(f"it hung for {WORKS} s:\n{self._log.read_text()}")
+        more = os.read(process.stdout.fileno(), 1 << 16)
+        assert more, f"it ended:\n{self._log.read_text()}"
+        return more
 
     def states(self) -> dict[int, str]:
         """By local port."""
         return kernel.states_of_process(self._command.process.pid, self._port)
+
+    def in_close_wait(self) -> int:
+        return list(self.states().values()).count("CLOSE_WAIT")
 
     def goes_on(self) -> None:
         self._command.say(b"\n")
@@ -156,9 +177,15 @@ def begun(
     words = [case.name, str(port), str(count), str(server.folder)]
     program = [sys.executable, "-m", "clients", *words, *([str(server.authority)] if tls else [])]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {
+        "PYTHONPATH": path,
+        "PYTHONFAULTHANDLER": "1",
+        # Clients load the system's own authorities for each connection, which takes them long.
+        "SSL_CERT_FILE": str(server.authority),
+    }
     with (
         log.open("wb") as errors,
-        running([*run, *program], stderr=errors.fileno(), stdin=PIPE, PYTHONPATH=path) as command,
+        running([*run, *program], PIPE, errors.fileno(), PIPE, **environment) as command,
     ):
         yield Client(command, port, log)
 
@@ -187,11 +214,13 @@ def test_a_client_behaves_as_before_and_nothing_stays_in_close_wait(
             now = plain.states() | enforced.states()
             return all(now.get(port) != "ESTABLISHED" for ports in before for port in ports)
 
-        wait_until(are_closed, "the server closes", CLOSES)
-        wait_until(lambda: "CLOSE_WAIT" not in enforced.states().values(), "safesock steps in")
+        wait_until(are_closed, "the server closes", CLOSES, PAUSE)
+        wait_until(lambda: not enforced.in_close_wait(), "safesock steps in", STEPS_IN, PAUSE)
         # Without it they stay, but for those that see the end by themselves.
-        left = 0 if case.sees or (tls and case.sees_tls) else count
-        assert list(plain.states().values()).count("CLOSE_WAIT") == left
+        if case.sees or (tls and case.sees_tls):
+            wait_until(lambda: not plain.in_close_wait(), "it sees the end", STEPS_IN, PAUSE)
+        else:
+            assert plain.in_close_wait() == count
 
         outcomes = []
         for one in (plain, enforced):

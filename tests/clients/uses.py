@@ -110,5 +110,8 @@ def chain(error: BaseException | None) -> str:
 
 
 def without_numbers(text: str) -> str:
-    """Without the ports and addresses in memory, which are others each time."""
-    return re.sub(r"0x[0-9a-f]+|\b\d{4,}\b", "#", text)
+    """Without the ports, descriptors and addresses in memory, which are others each time. A socket
+    is printed with its peer's address until the peer has answered with RST to what it was sent, as
+    soon as that may be: without it."""
+    text = re.sub(r"0x[0-9a-f]+|\b\d{4,}\b|(?<=\bfd=)\d+", "#", text)
+    return re.sub(r", raddr=\([^)]*\)", "", text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from servers.base import HOST, Server, free_port
+from servers.base import HOST, Server
 
 _LISTENER = """\
 listener {port} {host}
@@ -46,16 +46,17 @@ class MosquittoWebSocket(Mosquitto):
         super().prepare()
         with (self.folder / "mosquitto.conf").open("a") as file:
             # Without one that is no WebSocket's it ends at once.
-            file.write(_LISTENER.format(port=free_port(), host=HOST, protocol="mqtt"))
+            file.write(_LISTENER.format(port=self.reserve_port(), host=HOST, protocol="mqtt"))
 
 
 class RabbitMq(Server):
     needs = ("rabbitmq-server", "epmd")
     package = "rabbitmq-server"
     user = "rabbitmq"
+    ends_by = signal.SIGKILL  # It would take its time.
 
     def prepare(self) -> None:
-        self._mapper = free_port()
+        self._mapper, self._others = self.reserve_port(), self.reserve_port()
         (self.folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = {HOST}:{self.port}\n"
             f"listeners.ssl.1 = {HOST}:{self.tls_port}\n"
@@ -72,7 +73,7 @@ class RabbitMq(Server):
         settings = {
             "HOME": self.folder,
             "RABBITMQ_NODENAME": f"safesock{self.port}@localhost",
-            "RABBITMQ_DIST_PORT": free_port(),
+            "RABBITMQ_DIST_PORT": self._others,
             "ERL_EPMD_PORT": self._mapper,
             "ERL_EPMD_ADDRESS": HOST,
             "RABBITMQ_CONFIG_FILE": self.folder / "rabbitmq.conf",
@@ -87,8 +88,3 @@ class RabbitMq(Server):
 
     def drop(self) -> None:
         """It does so by itself, for want of heartbeats from clients that are idle."""
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        super().stop(number)
-        # The port mapper that it has started is nobody's child.
-        self.run("epmd", "-port", str(self._mapper), "-kill")

@@ -52,6 +52,7 @@ class Postgres(Server):
     user = "postgres"
     # One port for both.
     has_tls = False
+    ends_by = signal.SIGINT  # SIGTERM would wait for its clients.
 
     @classmethod
     def find(cls, name: str) -> str | None:
@@ -78,10 +79,6 @@ class Postgres(Server):
 
     def answers(self) -> bool:
         return super().answers() and "ready to accept" in self.log.read_text()
-
-    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
-        """SIGTERM would wait for its clients."""
-        super().stop(number)
 
     def drop(self) -> None:
         end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"

@@ -38,6 +38,7 @@ seccomp_sandbox=NO
 isolate=NO
 isolate_network=NO
 max_clients=300
+max_per_ip=300
 ssl_enable=YES
 allow_anon_ssl=YES
 force_anon_logins_ssl=NO
@@ -91,6 +92,7 @@ service anvil {{
 class Exim(Server):
     needs = ("exim4",)
     package = "exim4-daemon-light"
+    needs_root = True
 
     def prepare(self) -> None:
         self.folder.chmod(0o755)
@@ -111,6 +113,7 @@ class Exim(Server):
 class Vsftpd(Server):
     needs = ("vsftpd",)
     package = "vsftpd"
+    needs_root = True
     has_tls = False
 
     def prepare(self) -> None:
@@ -129,6 +132,8 @@ class Vsftpd(Server):
 class Dovecot(Server):
     needs = ("dovecot", "doveadm")
     package = "dovecot-imapd"
+    needs_root = True
+    ends_by = signal.SIGKILL  # It would take its time.
 
     def prepare(self) -> None:
         self.folder.chmod(0o755)
@@ -147,6 +152,7 @@ class Dovecot(Server):
 class OpenSsh(Server):
     needs = ("sshd", "ssh-keygen")
     package = "openssh-server"
+    needs_root = True
     has_tls = False
 
     def prepare(self) -> None:

@@ -43,5 +43,4 @@ class Nginx(Server):
 
     def drop(self) -> None:
         """New workers begin, and the old ones close what is idle."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGHUP)
+        self.tell(signal.SIGHUP)
