@@ -86,7 +86,13 @@ def mysql(where: Where) -> Iterator[Uses]:
     import pymysql
 
     made = [
-        pymysql.connect(host=HOST, port=where.port, user="tester", ssl=where.context)
+        pymysql.connect(
+            host=HOST,
+            port=where.port,
+            user="tester",
+            ssl=where.context,
+            connect_timeout=int(TIMEOUT),
+        )
         for _ in range(where.count)
     ]
 

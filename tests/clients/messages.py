@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from clients.uses import HOST, TIMEOUT, Uses, Where, client, told, told_by
+from clients.uses import HOST, TIMEOUT, Uses, Where, client, side_by_side, told, told_by
 
 # MQTT 3.1.1: CONNECT with a clean session and no name, PINGREQ.
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
@@ -22,6 +22,7 @@ def mqtt(where: Where) -> Iterator[Uses]:
         one = mqtt.Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
         if where.context:
             one.tls_set_context(where.context)
+        one.connect_timeout = TIMEOUT
         one.connect(HOST, where.port, keepalive=3600)
         while not one.is_connected():
             assert one.loop() == mqtt.MQTT_ERR_SUCCESS
@@ -44,9 +45,13 @@ def amqp(where: Where) -> Iterator[Uses]:
     import pika
 
     options = pika.SSLOptions(where.context, HOST) if where.context else None
-    # The server closes when it has heard nothing for three times as long.
     parameters = pika.ConnectionParameters(
-        HOST, where.port, heartbeat=3, ssl_options=options, socket_timeout=TIMEOUT
+        HOST,
+        where.port,
+        heartbeat=3600,
+        ssl_options=options,
+        socket_timeout=TIMEOUT,
+        stack_timeout=TIMEOUT,
     )
     made = [pika.BlockingConnection(parameters) for _ in range(where.count)]
     channels = [one.channel() for one in made]
@@ -63,59 +68,62 @@ def websocket_client(where: Where) -> Iterator[Uses]:
     import websocket
 
     tls = {"context": where.context} if where.context else {}
-    made = [
-        websocket.create_connection(
+
+    def connected(_: int) -> Any:
+        one = websocket.create_connection(
             where.url("ws"), subprotocols=["mqtt"], sslopt=tls, timeout=TIMEOUT
         )
-        for _ in range(where.count)
-    ]
-    for one in made:
         one.send_binary(_CONNECT)
         one.recv()
+        return one
 
     def ping(one: Any) -> object:
         one.send_binary(_PING)
         return one.recv()
 
+    made = side_by_side(connected, range(where.count))
     while True:
-        yield [told(ping, one) for one in made]
+        yield side_by_side(lambda one: told(ping, one), made)
+
+
+def _of_websockets(where: Where) -> dict[str, Any]:
+    patience = {"open_timeout": TIMEOUT, "ping_interval": None}
+    return {"subprotocols": ["mqtt"], "ssl": where.context, "proxy": None, **patience}
 
 
 @client("websockets")
 def websockets_in_threads(where: Where) -> Iterator[Uses]:
     from websockets.sync.client import connect
 
-    made = [
-        connect(where.url("ws"), subprotocols=["mqtt"], ssl=where.context, proxy=None)  # type: ignore[list-item]
-        for _ in range(where.count)
-    ]
-    for one in made:
+    def connected(_: int) -> Any:
+        one = connect(where.url("ws"), **_of_websockets(where))
         one.send(_CONNECT)
-        one.recv()
+        one.recv(TIMEOUT)
+        return one
 
     def ping(one: Any) -> object:
         one.send(_PING)
         return one.recv(TIMEOUT)
 
+    made = side_by_side(connected, range(where.count))
     while True:
-        yield [told(ping, one) for one in made]
+        yield side_by_side(lambda one: told(ping, one), made)
 
 
 @client("websockets, async")
 async def websockets_async(where: Where) -> AsyncIterator[Uses]:
     from websockets.asyncio.client import connect
 
-    made = [
-        await connect(where.url("ws"), subprotocols=["mqtt"], ssl=where.context, proxy=None)  # type: ignore[list-item]
-        for _ in range(where.count)
-    ]
-    for one in made:
+    async def connected() -> Any:
+        one = await connect(where.url("ws"), **_of_websockets(where))
         await one.send(_CONNECT)
         await one.recv()
+        return one
 
     async def ping(one: Any) -> object:
         await one.send(_PING)
         return await asyncio.wait_for(one.recv(), TIMEOUT)
 
+    made = await asyncio.gather(*(connected() for _ in range(where.count)))
     while True:
-        yield [await told_by(ping, one) for one in made]
+        yield await asyncio.gather(*(told_by(ping, one) for one in made))

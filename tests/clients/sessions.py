@@ -56,6 +56,11 @@ def imap(where: Where) -> Iterator[Uses]:
 def ssh(where: Where) -> Iterator[Uses]:
     import paramiko
 
+    def patient(*arguments: Any, **options: Any) -> paramiko.Transport:
+        made = paramiko.Transport(*arguments, **options)
+        made.handshake_timeout = TIMEOUT
+        return made
+
     def logged_in() -> paramiko.SSHClient:
         one = paramiko.SSHClient()
         one.set_missing_host_key_policy(paramiko.AutoAddPolicy())
@@ -67,6 +72,8 @@ def ssh(where: Where) -> Iterator[Uses]:
             look_for_keys=False,
             allow_agent=False,
             banner_timeout=TIMEOUT,
+            auth_timeout=TIMEOUT,
+            transport_factory=patient,
         )
         return one
 

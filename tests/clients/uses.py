@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 HOST = "127.0.0.1"
@@ -97,6 +98,13 @@ def at_once(count: int, take: Callable[[], Any], use: Callable[[Any], object]) -
     """Takes so many connections out of a pool before the first is used, and so given back."""
     taken = [Made(take) for _ in range(count)]
     return [told(lambda one=one: use(one.get())) for one in taken]
+
+
+def side_by_side(call: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+    """In a thread for each, where a server takes its time with every one of them."""
+    arguments = list(arguments)
+    with concurrent.futures.ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(call, arguments))
 
 
 def chain(error: BaseException | None) -> str:

@@ -70,6 +70,10 @@ class RabbitMq(Server):
         (self.folder / "plugins").write_text("[].")
 
     def command(self) -> list[str]:
+        # The one in PATH would change to a user that it is already.
+        return self._with_settings("rabbitmq-server")
+
+    def _with_settings(self, name: str, *arguments: str) -> list[str]:
         settings = {
             "HOME": self.folder,
             "RABBITMQ_NODENAME": f"safesock{self.port}@localhost",
@@ -83,8 +87,9 @@ class RabbitMq(Server):
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none",
         }
         given = (f"{name}={value}" for name, value in settings.items())
-        # The one in PATH would change to a user that it is already.
-        return ["env", *given, "/usr/lib/rabbitmq/bin/rabbitmq-server"]
+        return ["env", *given, f"/usr/lib/rabbitmq/bin/{name}", *arguments]
 
     def drop(self) -> None:
-        """It does so by itself, for want of heartbeats from clients that are idle."""
+        """As it does to clients whose heartbeats it has missed: FIN, without a word of AMQP."""
+        end = "[exit(Pid, kill) || Pid <- rabbit_networking:local_connections()]."
+        self.run(*self._with_settings("rabbitmqctl", "eval", end))
