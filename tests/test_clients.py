@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import kernel
 import pytest
-from clients.uses import without_numbers
+from clients.uses import comparable
 from command import PIPE, PROGRAM, Command, running
 from kernel import wait_until
 from servers.base import Server
@@ -166,7 +166,7 @@ class Client:
     def ends(self) -> tuple[int, str]:
         """Its status, and all that it has logged."""
         status = self._command.end().status
-        return status, without_numbers(self._log.read_text())
+        return status, comparable(self._log.read_text())
 
 
 @contextlib.contextmanager

@@ -123,3 +123,14 @@ def without_numbers(text: str) -> str:
     soon as that may be: without it."""
     text = re.sub(r"0x[0-9a-f]+|\b\d{4,}\b|(?<=\bfd=)\d+", "#", text)
     return re.sub(r", raddr=\([^)]*\)", "", text)
+
+
+def comparable(log: str) -> str:
+    """All that a client has logged, but for the numbers, and for where in the socket's own class a
+    traceback ends: when its connection has been ended under it, a socket is of another one."""
+    return without_numbers(_OF_SOCKETS.sub("", log))
+
+
+_OF_SOCKETS = re.compile(
+    r'^  File "[^"]*/(?:ssl|socket|safesock/\w+)\.py", line .*\n(?: {4}.*\n)*', re.MULTILINE
+)
