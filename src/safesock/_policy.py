@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What the kernel takes: poll(2) and TCP_USER_TIMEOUT an int of milliseconds, TCP_KEEPIDLE,
 # TCP_KEEPINTVL and, on every platform, l_linger 15 bits of seconds, TCP_KEEPCNT 7 bits.
 MOST_SECONDS = (2**31 - 1) / 1000
+# What a look at 100,000 descriptors takes is of that order.
+LEAST_SWEEP = 0.1
 MOST_WHOLE_SECONDS = 32767
 MOST_PROBES = 127
 
@@ -228,9 +230,18 @@ def seconds_in(name: str, value: float) -> float:
 
 def positive(name: str, value: float) -> float:
     """*value*, the argument called *name*, if it is a number of seconds above 0."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
         raise ValueError(f"{name} takes seconds above 0: not {value!r}")
     return seconds_in(name, value)
+
+
+def sweep_in(name: str, value: float) -> float:
+    """*value*, the argument called *name*, if it is a number of seconds between which sweeps do not
+    take much of a CPU."""
+    seconds = positive(name, value)
+    if seconds < LEAST_SWEEP:
+        raise ValueError(f"{name} takes at least {LEAST_SWEEP} seconds: not {value!r}")
+    return seconds
 
 
 def whole_in(name: str, value: float, most: int) -> int:
