@@ -1,8 +1,13 @@
-"""Threads of our own in somebody else's program, which is not to notice them."""
+"""Threads of our own that the program does not notice, whatever it does with its threads.
+
+They are native ones, also where gevent or eventlet have put green ones in their place; `threading`
+does not know them, so that whoever joins all its threads does not wait for them; and no signal is
+delivered to them: a program that blocks a signal in all its threads, and waits for it by sigwait or
+signalfd, would be killed by one that does not block it.
+"""
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import _thread
 import sys
 
@@ -11,41 +16,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-# As they are now: gevent and eventlet put others in their places.
-_start = _thread.start_new_thread
-get_ident = _thread.get_ident
+
+def _native(name: str) -> Any:
+    """What the module `_thread` has by this name, before anybody has patched it."""
+    if gevent := sys.modules.get("gevent.monkey"):
+        return gevent.get_original("_thread", name)
+    if patcher := sys.modules.get("eventlet.patcher"):
+        return getattr(patcher.original("_thread"), name)
+    return getattr(_thread, name)
+
+
+_start_new_thread = _native("start_new_thread")
+get_ident = _native("get_ident")
+new_lock = _native("allocate_lock")
 
 
 def start(run: Callable[[], object], name: str) -> None:
-    """Runs it in a thread of the system, which ends with the process. Raises RuntimeError where
+    """Calls *run* in a thread of its own, which ends with the process. Raises RuntimeError where
     there is none to be had.
 
-    `threading` does not know it, so that a program that joins all its threads does not wait for
-    this one. All signals are blocked in it: one that the program has blocked, and waits for by
-    sigwait(3) or signalfd(2), would otherwise be delivered here, and end the process.
-
-    name: at the most 15 characters, for those who look into /proc, by top -H for instance.
+    name: at the most 15 characters, for those who look into /proc, as top -H does.
     """
+    import signal  # Not with the package: it takes a millisecond.
 
     def named() -> None:
         _name_thread(name)
         run()
 
-    if not hasattr(_signal, "pthread_sigmask"):
-        _native()(named, ())
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        _start_new_thread(named, ())
         return
-    # First, as blocking them may raise what the handler of an earlier one raises.
-    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
+    # A fault is for the thread itself, and a blocked one kills without a word of faulthandler's.
+    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+    # The mask is asked for first: a handler that raises would keep the answer from us.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
-        _native()(named, ())
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
+        _start_new_thread(named, ())  # It inherits the mask.
     finally:
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-
-
-def _native() -> Any:
-    gevent = sys.modules.get("gevent.monkey")
-    return _start if gevent is None else gevent.get_original("_thread", "start_new_thread")
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _name_thread(name: str) -> None:
@@ -53,4 +62,4 @@ def _name_thread(name: str) -> None:
         with open(f"/proc/self/task/{_thread.get_native_id()}/comm", "w", encoding="ascii") as file:
             file.write(name)
     except OSError:
-        pass  # Not Linux, or no /proc.
+        pass  # Not Linux, or no descriptor left.
