@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 import trio
 from kernel import wait_until
 from peer import EOF, RESET, Peer
-from process import forked
 from tls_client import (
     fin_only,
     goodbye_and_fin,
@@ -28,8 +26,7 @@ from tls_client import (
 )
 from tls_peer import TlsEnd, TlsPeer, done
 
-from safesock import Abort, Graceful, Policy, SafeSocket, _kernel, enforce
-from safesock._kernel import Raw, TcpState
+from safesock import Abort, Graceful, Policy, SafeSocket, enforce
 
 RELEASE = Policy(on_loss="release", grace=0.05)
 
@@ -233,33 +230,6 @@ def test_a_forked_child_has_the_connection_when_its_parent_closes(peer: Peer) ->
         os.close(write)
         assert end.read_to_end() == (b"from the child", EOF)
         os.waitpid(child, 0)
-
-
-def test_a_sweep_ends_what_was_made_before(peer: Peer) -> None:
-    with socket.create_connection(peer.address) as sock:
-        end = peer.accept()
-        end.half_close()
-        wait_until(lambda: state(sock) == "CLOSE_WAIT")
-        with enforce(RELEASE, sweep=0.1) as enforcement:
-            assert end.read_to_end() == (b"", EOF)
-            wait_until(lambda: enforcement.report().released == 1)
-            assert sock.fileno() >= 0
-            assert sock.recv(1) == b""
-    wait_until(lambda: "safesock-sweeper" not in {one.name for one in threading.enumerate()})
-
-
-def test_a_sweep_goes_on_in_a_forked_child(peer: Peer) -> None:
-    def child() -> None:
-        # Not of socket.socket: as a library in C has it.
-        with contextlib.closing(Raw()) as sock:
-            sock.connect(peer.address)
-            assert select.select([sock], [], [], 20)[0]
-            wait_until(lambda: _kernel.tcp_state(sock) not in (None, TcpState.CLOSE_WAIT))
-
-    with enforce(RELEASE, sweep=0.1), forked(child):
-        end = peer.accept()
-        end.half_close()
-        assert end.read_to_end() == (b"", EOF)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -51,6 +51,7 @@ LAYERS = [
     "_released",
     "_ward",
     "_replaced",
+    "_spare",
     "_sweep",
     "_enforce",
     "__init__",

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from safesock import _forks, _kernel, _watch
 from safesock._kept import Kept, wards
-from safesock._policy import Policy, policy_or_default, positive
+from safesock._policy import Policy, policy_or_default, sweep_in
 from safesock._replaced import Methods
-from safesock._sweep import Sweeper, stale
+from safesock._sweep import Sweeper, missed
 from safesock._value import Value
 from safesock._ward import Ward, dismiss
 
@@ -67,8 +67,8 @@ class Enforcement:
     def report(self) -> Report:
         """What was seen, and done, until now."""
         counts = self._counts
-        missed = sum(1 for _ in stale(self.policy.grace))
-        return Report(counts["established"], counts["released"], counts["aborted"], missed)
+        left = missed(self.policy.grace)
+        return Report(counts["established"], counts["released"], counts["aborted"], left)
 
     def remove(self) -> None:
         """Ends it: `socket.socket` is as it was before, unless another enforcement goes on.
@@ -121,7 +121,8 @@ class Enforcement:
             self._counts[what] += 1
 
     def _sweep(self, seconds: float) -> None:
-        self._sweeper = Sweeper(seconds, self.policy.close, self._applies_to, self._count)
+        if self.policy.on_loss != "keep":
+            self._sweeper = Sweeper(seconds, self.policy.close, self._applies_to, self._count)
 
 
 def enforce(
@@ -166,7 +167,7 @@ def enforce(
         raise ValueError("enforce lives by the watcher: not with Policy(watch=False)")
     made = Enforcement(chosen, only)
     if sweep is not None:
-        made._sweep(positive("enforce(sweep)", sweep))
+        made._sweep(sweep_in("enforce(sweep)", sweep))
     with _lock:
         if _methods is None:
             _forks.count()

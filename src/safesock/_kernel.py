@@ -112,8 +112,7 @@ def age_of_close_wait(sock: Raw) -> float:
     info = _tcp_info(sock)
     if not info or info[0] != TcpState.CLOSE_WAIT:
         return 0.0
-    (milliseconds,) = struct.unpack_from("I", info, _TCP_INFO_LAST_ACK_RECV)
-    return float(milliseconds) / 1000
+    return float(*struct.unpack_from("I", info, _TCP_INFO_LAST_ACK_RECV)) / 1000
 
 
 def was_established(sock: Raw) -> bool:
@@ -186,13 +185,17 @@ def fin_was_sent(sock: Raw) -> bool:
 def control_bytes(sock: Raw) -> int:
     """How many of our SYN and FIN the kernel counts as bytes: it does so with the SYN of the side
     that connected. It is told by comparing with tcpi_bytes_sent, which counts payload only."""
-    info = _tcp_info(sock)
-    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
+    info, queued = _tcp_info_and_queue(sock)
     if queued is None or len(info) < _TCP_INFO_BYTES_SENT + 16:
         return 1
     (unsent,) = struct.unpack_from("I", info, _TCP_INFO_NOTSENT_BYTES)
     sent, resent = struct.unpack_from("QQ", info, _TCP_INFO_BYTES_SENT)
     return int(max(_bytes_acked(info) + queued - unsent - (sent - resent), 0))
+
+
+def connected_here(sock: Raw) -> bool:
+    """Whether this side has connected, and not accepted. False before Linux 4.19, as unknown."""
+    return len(_tcp_info(sock)) >= _TCP_INFO_BYTES_SENT + 16 and control_bytes(sock) == 1
 
 
 def set_linger(sock: Raw, seconds: int | None) -> None:
@@ -243,7 +246,7 @@ def set_reuse_address(sock: Raw, on: bool) -> None:
 def prepare_mode(sock: Raw, mode: CloseMode) -> None:
     """What a close mode needs as long as the connection lives."""
     if isinstance(mode, (Abort, Drain)):
-        _load_connect()  # Not at the close: a socket collected at interpreter exit can not import.
+        load_connect()  # Not at the close: a socket collected at interpreter exit can not import.
     if isinstance(mode, Abort):
         set_linger(sock, 0)
 
@@ -318,7 +321,7 @@ def disconnect(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int 
     SIOCOUTQ goes on answering, with what was unacknowledged and a distance that each disconnect
     adds: a second one tells how far that is. No acknowledgement may come between.
     """
-    connect = _load_connect()
+    connect = load_connect()
     if connect is None:
         return counts(sock, syn=syn, fin_sent=fin_sent)
     _hide_peer(sock)
@@ -424,8 +427,8 @@ _connect: Callable[[int], int] | None = None
 _drop_all = b""
 
 
-def _load_connect() -> Callable[[int], int] | None:
-    # Python's own connect takes no AF_UNSPEC.
+def load_connect() -> Callable[[int], int] | None:
+    """connect(2) to AF_UNSPEC, which Python's own does not take."""
     global _connect, _drop_all
     if _connect is None and LINUX:
         import ctypes

@@ -2,77 +2,88 @@
 libpq, uvloop, gRPC and all that is not Python.
 
 A descriptor is known by number only, and its owner may close it at any moment: what is to be ended
-is duplicated first, and looked at again, so that it can be nobody else's.
+is duplicated first, and looked at again, so that it can be nobody else's. Whose connection it is
+shows its inode, which all duplicates share. All of it goes on where the process is at its limit of
+descriptors, as that is where connections that nobody closes lead.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-import threading
 
-from safesock import _closing, _forks, _kernel
-from safesock._kernel import Raw, TcpState
+from safesock import _background, _closing, _forks, _kernel, _watch
+from safesock._kernel import Raw
 from safesock._policy import Abort
+from safesock._spare import Spare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable
     from typing import Any
 
+    from safesock._closing import Outcome
     from safesock._policy import CloseMode
 
 _DESCRIPTORS = "/proc/self/fd"
+_WHERE = "the thread that sweeps: it goes on, and tells the same no more"
+# With the second flag C does not make the connection non-blocking where there is a default timeout.
+_KIND = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
 
-def stale(seconds: float) -> Iterator[int]:
-    """The descriptors whose connections have been in CLOSE_WAIT for longer than that, but for those
-    that a listening socket of this process has accepted."""
-    found: list[tuple[int, Any]] = []
-    listening = set()
-    for name in os.listdir(_DESCRIPTORS):
-        looked = _look(int(name))
-        if looked is None:
-            continue
-        state, age, local = looked
-        if state is TcpState.LISTEN:
-            listening.add(local[1])
-        elif state is TcpState.CLOSE_WAIT and age > seconds:
-            found.append((int(name), local))
-    for fd, local in found:
-        if local[1] not in listening:
-            yield fd
+def stale(seconds: float) -> dict[int, int]:
+    """A descriptor for each connection that has been in CLOSE_WAIT for longer than that, by inode;
+    but for those that this side has accepted, and those that safesock governs."""
+    found = {}
+    for fd in _descriptors():
+        if _is_stale(fd, seconds) and (inode := _inode(fd)) is not None:
+            found[inode] = fd
+    if found:
+        for fd in _watch.watched():
+            found.pop(_inode(fd) or 0, None)
+    return found
 
 
-def _look(fd: int) -> tuple[TcpState, float, Any] | None:
-    """State, age and local address; None for what is no TCP connection that matters."""
+def missed(seconds: float) -> int:
+    """How many there are, as far as can be seen."""
     try:
-        # The family is not asked for: it does not matter for what is asked here.
-        sock = Raw(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        return len(stale(seconds))
+    except OSError:
+        return 0  # There is no /proc.
+
+
+def _descriptors() -> Iterable[int]:
+    try:
+        return map(int, os.listdir(_DESCRIPTORS))
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        # None is left for the look: all below the limit are in use.
+        return range(os.sysconf("SC_OPEN_MAX"))
+
+
+def _borrowed(fd: int) -> Raw:
+    """To be detached. The family is not asked for: it does not matter for what is asked here."""
+    return Raw(socket.AF_INET, _KIND, 0, fd)
+
+
+def _inode(fd: int) -> int | None:
+    try:
+        return os.fstat(fd).st_ino
     except OSError:
         return None
+
+
+def _is_stale(fd: int, seconds: float) -> bool:
     try:
-        state = _kernel.tcp_state(sock)
-        if state not in (TcpState.LISTEN, TcpState.CLOSE_WAIT):
-            return None
-        return state, _kernel.age_of_close_wait(sock), sock.getsockname()
+        sock = _borrowed(fd)
+    except OSError:
+        return False  # No socket, or closed meanwhile.
+    try:
+        return _kernel.age_of_close_wait(sock) > seconds and _kernel.connected_here(sock)
     finally:
         sock.detach()
-
-
-def end(fd: int, seconds: float, mode: CloseMode, applies: Callable[[Any], bool]) -> bool:
-    """Ends the connection of this descriptor, and leaves that; whether it did."""
-    try:
-        sock = socket.socket(fileno=os.dup(fd))
-    except OSError:
-        return False
-    with sock:
-        old = _kernel.tcp_state(sock) is TcpState.CLOSE_WAIT
-        if not old or _kernel.age_of_close_wait(sock) <= seconds:
-            return False
-        if not applies(_kernel.peer_name(sock)):
-            return False
-        return _closing.release(sock, mode, syn=1, fin_sent=False) is not None
 
 
 class Sweeper:
@@ -89,26 +100,85 @@ class Sweeper:
         self._mode = mode
         self._applies = applies
         self._tell = tell
-        self._stopped = threading.Event()
+        self._told: set[tuple[type, object]] = set()
+        # The inodes of those for whom a RST is on its way, and that have been counted.
+        self._dying: set[int] = set()
+        self._spare = Spare()
+        self._is_stopped = False
+        if isinstance(mode, Abort):
+            self._guarded(_kernel.load_connect)  # An import takes a descriptor.
         self._start()
         _forks.remember(self)
 
     def _start(self) -> None:
-        threading.Thread(target=self._run, name="safesock-sweeper", daemon=True).start()
+        self._spare.keep()
+        # Held until this is stopped.
+        self._going_on = _background.new_lock()
+        self._going_on.acquire()
+        try:
+            _background.start(self._run, "safesock-sweep")
+        except BaseException:  # KeyboardInterrupt: nobody gets this, to stop it.
+            self.stop()
+            raise
 
     def _after_fork(self) -> None:
-        if not self._stopped.is_set():
-            self._stopped = threading.Event()
-            self._start()
+        self._spare.after_fork()
+        if self._is_stopped:
+            self._spare.close()
+            return
+        self._guarded(self._start)
 
     def stop(self) -> None:
         """No more sweeps."""
-        self._stopped.set()
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._going_on.release()
 
     def _run(self) -> None:
-        stopped = self._stopped
         # A connection is found at the latest when it has been stale for twice the time.
-        while not stopped.wait(self._seconds / 2):
-            for fd in stale(self._seconds):
-                if end(fd, self._seconds, self._mode, self._applies):
-                    self._tell("aborted" if isinstance(self._mode, Abort) else "released")
+        while not self._going_on.acquire(timeout=self._seconds / 2):
+            self._guarded(self._sweep)
+        self._spare.close()
+
+    def _sweep(self) -> None:
+        self._spare.keep()
+        found = stale(self._seconds)
+        self._dying.intersection_update(found)
+        for inode, fd in found.items():
+            self._guarded(self._look_at, inode, fd)
+
+    def _guarded(self, act: Callable[..., object], *args: int) -> None:
+        """Nothing gets out: the next is still to be done."""
+        try:
+            act(*args)
+        except Exception as error:
+            kind = type(error), getattr(error, "errno", None)
+            if kind not in self._told:
+                self._told.add(kind)
+                _watch.report(error, _WHERE)
+
+    def _look_at(self, inode: int, fd: int) -> None:
+        try:
+            with self._spare.duplicate(fd) as duplicate:
+                outcome = self._end(duplicate) if _inode(duplicate) == inode else None
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return  # Its owner has closed it.
+        if outcome is None or inode in self._dying:
+            return
+        if not outcome.over:
+            self._dying.add(inode)
+        self._tell("aborted" if isinstance(self._mode, Abort) else "released")
+
+    def _end(self, fd: int) -> Outcome | None:
+        """Ends the connection of this descriptor, if that can be, and leaves the descriptor."""
+        sock = _borrowed(fd)
+        try:
+            if _kernel.age_of_close_wait(sock) <= self._seconds:
+                return None
+            if not self._applies(_kernel.peer_name(sock)):
+                return None
+            return _closing.release(sock, self._mode, syn=1, fin_sent=False)
+        finally:
+            sock.detach()

@@ -286,6 +286,13 @@ def unwatch(sock: Watched) -> None:
         _watcher.remove(sock.fileno())
 
 
+def watched() -> set[int]:
+    """The descriptors of all that is watched."""
+    if _watcher is None:
+        return set()
+    return {fd for fd, ref in list(_watcher._sockets.items()) if _has(ref, fd)}
+
+
 def is_watching_thread() -> bool:
     """Whether this is the thread of the watcher, which must not wait for anything else."""
     return _watcher is not None and _watcher.is_this_thread()
