@@ -32,6 +32,7 @@ LAYERS = [
     "_holders",
     "_resolve",
     "_background",
+    "_unraisable",
     "_watch",
     "_governed",
     "_transfer",

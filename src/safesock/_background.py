@@ -27,7 +27,7 @@ def _native(name: str) -> Any:
 
 
 _start_new_thread = _native("start_new_thread")
-get_ident = _native("get_ident")
+get_ident: Callable[[], int] = _native("get_ident")
 new_lock = _native("allocate_lock")
 
 

@@ -7,7 +7,7 @@ is reached, also one that took the class at import or derives from it. What has 
 
 from __future__ import annotations
 
-from safesock import _forks, _kernel, _watch
+from safesock import _forks, _kernel, _unraisable
 from safesock._kept import Kept, wards
 from safesock._policy import Policy, policy_or_default, sweep_in
 from safesock._replaced import Methods
@@ -113,7 +113,7 @@ class Enforcement:
             return self._only is None or bool(self._only(peer))
         except Exception as error:
             # It is asked in the middle of somebody's connect, who knows nothing of it.
-            _watch.report(error, "enforce(only): the connection is left alone")
+            _unraisable.report(error, "enforce(only): the connection is left alone")
             return False
 
     def _count(self, what: str) -> None:

@@ -12,7 +12,7 @@ import errno
 import functools
 import weakref
 
-from safesock import _kernel, _trio, _watch
+from safesock import _kernel, _trio, _unraisable, _watch
 from safesock._governed import GovernedSocket
 from safesock._kept import wards
 from safesock._kernel import Raw
@@ -75,7 +75,7 @@ class Methods:
         try:
             act(*arguments)
         except Exception as error:
-            _watch.report(error, _LEFT_ALONE)
+            _unraisable.report(error, _LEFT_ALONE)
 
     def _connected(self, sock: socket.socket) -> None:
         if not _is_candidate(sock):

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 
-from safesock import _background, _closing, _forks, _kernel, _watch
+from safesock import _background, _closing, _forks, _kernel, _unraisable, _watch
 from safesock._kernel import Raw
 from safesock._policy import Abort
 from safesock._spare import Spare
@@ -155,7 +155,7 @@ class Sweeper:
             kind = type(error), getattr(error, "errno", None)
             if kind not in self._told:
                 self._told.add(kind)
-                _watch.report(error, _WHERE)
+                _unraisable.report(error, _WHERE)
 
     def _look_at(self, inode: int, fd: int) -> None:
         try:

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 
-from safesock import _background
+from safesock import _background, _unraisable
 from safesock._kernel import HAS_EPOLL
 
 TYPE_CHECKING = False
@@ -136,7 +136,7 @@ class Watcher:
     def is_intact(self) -> bool:
         """Whether its descriptors are its own: os.closerange closes whatever there is."""
         try:
-            return os.fstat(self._bell)[_INODE] == self._inode
+            return bool(os.fstat(self._bell)[_INODE] == self._inode)
         except OSError:
             return False
 
@@ -185,7 +185,7 @@ class Watcher:
                 self._register(fd, ref.events)
                 self._make_good(fd, ref)
         except BaseException as error:
-            report(error, _WATCHING)  # The others are still to be watched.
+            _unraisable.report(error, _WATCHING)  # The others are still to be watched.
 
     def _make_good(self, fd: int, ref: _Entry) -> None:
         """Where the socket was closed meanwhile: the number may be a stranger's, or that of one
@@ -206,7 +206,7 @@ class Watcher:
         try:
             seconds = sock._step_in() if step_in else sock._peer_has_closed()
         except BaseException as error:
-            report(error, _WATCHING)  # The others are still to be watched.
+            _unraisable.report(error, _WATCHING)  # The others are still to be watched.
             return
         if seconds is not None:
             self._forget_the_dead()
@@ -234,28 +234,6 @@ def _has(ref: _Entry, fd: int) -> bool:
     """Whether the socket exists, and still has this descriptor."""
     sock = ref()
     return sock is not None and sock.fileno() == fd
-
-
-class _Where:
-    """Raises what nobody can catch where the interpreter tells of it, by `sys.unraisablehook`, as
-    what was ignored in this."""
-
-    def __init__(self, error: BaseException, where: str) -> None:
-        self._error, self._where = error, where
-
-    def __call__(self, _: object) -> None:
-        raise self._error
-
-    def __repr__(self) -> str:
-        return self._where
-
-
-def report(error: BaseException, where: str) -> None:
-    """For what nobody can catch."""
-    gone = _Where(error, where)
-    ref = weakref.ref(gone, _Where(error, where))
-    del gone
-    del ref
 
 
 _watcher: Watcher | None = None
