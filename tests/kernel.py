@@ -128,16 +128,6 @@ def _queue(sock: socket.socket, request: int) -> int:
     return int.from_bytes(fcntl.ioctl(sock, request, bytes(4)), sys.byteorder)
 
 
-def threads_named(name: str) -> list[int]:
-    """The system's numbers of this process's threads of that name."""
-    found = []
-    for number in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/self/task/{number}/comm").read_text().strip() == name:
-                found.append(int(number))
-    return found
-
-
 def is_asleep(thread: threading.Thread | int) -> bool:
     """Whether it waits in the kernel, and not for a lock: it is in its system call."""
     number = thread if isinstance(thread, int) else thread.native_id

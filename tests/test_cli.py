@@ -79,7 +79,7 @@ def test_wrong_arguments_are_one_line_and_status_2(arguments: list[str]) -> None
         (["a:1", "--deadline", "0"], "Reconnect(deadline) takes seconds above 0: not 0"),
         (["a:1", "--deadline", "inf"], "Reconnect(deadline) takes seconds from 0 to "),
         (["a:1", "--deadline", ""], "--deadline takes a number: not ''"),
-        (["a:1", "--timeout", "nan"], "timeout takes seconds from 0 to 2147484: not nan"),
+        (["a:1", "--timeout", "nan"], "timeout takes seconds above 0: not nan"),
         (["a:1", "--wait", "-1"], "--wait takes seconds from 0 to 2147484: not -1"),
         (["a:1", "--close", "kill"], "--close takes graceful, drain, drain=SECONDS, linger, "),
         (["a:1", "--close", "abort=1"], "--close takes graceful, drain, drain=SECONDS, linger, "),

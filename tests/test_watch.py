@@ -64,7 +64,7 @@ class Ends:
     def wait_for_our_end(self) -> None:
         """Until we have closed our side, and the watcher is done with it."""
         wait_until(lambda: self.state not in ("ESTABLISHED", "CLOSE_WAIT"), "we close our side")
-        wait_until(lambda: all(map(kernel.is_asleep, watchers())), "the watcher is done")
+        wait_until(lambda: kernel.is_asleep(watcher_thread()), "the watcher is done")
 
 
 def let_watcher_pass(peer: Peer, grace: float = 0.0) -> None:
@@ -80,8 +80,18 @@ def wait_for_loss(sock: SafeSocket) -> None:
     wait_until(lambda: sock.loss is not None, "the loss is noticed")
 
 
-def watchers() -> list[int]:
-    return kernel.threads_named(_watch.THREAD)
+def watcher_thread() -> int:
+    """The system's number of it, once it runs."""
+
+    def number() -> int | None:
+        return None if _watch._watcher is None else _watch._watcher.native_id
+
+    wait_until(number, "the watcher runs")
+    return number() or 0
+
+
+def threads() -> set[int]:
+    return {int(number) for number in os.listdir("/proc/self/task")}
 
 
 def fill(sock: socket.socket, end: PeerEnd, data: bytes) -> None:
@@ -375,21 +385,22 @@ def test_reset_noted_by_the_watcher_is_told_once(
 # The thread --------------------------------------------------------------------------------------
 
 
-def test_one_daemon_thread_for_many_sockets(peer: Peer) -> None:
+def test_one_thread_for_many_sockets(peer: Peer) -> None:
     socks = []
+    running: set[int] = set()
     try:
         for _ in range(100):
             sock = SafeSocket(policy=Policy(grace=0))
             socks.append(sock)
             sock.connect(peer.address)
             peer.accept()
-        wait_until(lambda: len(watchers()) == 1)
+            running = running or threads() | {watcher_thread()}
         all_ends = [Ends(sock) for sock in socks]
         for end in peer.ends:
             end.half_close()
         for ends in all_ends:
             ends.wait_for_our_end()
-        assert len(watchers()) == 1
+        assert threads() == running
     finally:
         for sock in socks:
             sock.close()
@@ -427,8 +438,7 @@ for sock in (udp, local, unwatched, accepted, tcp, also_accepted, listener):
 
 def watcher_switches() -> str:
     """How often the watcher has been given the processor, and for how long."""
-    (watcher,) = watchers()
-    return Path(f"/proc/self/task/{watcher}/schedstat").read_text(encoding="ascii")
+    return Path(f"/proc/self/task/{watcher_thread()}/schedstat").read_text(encoding="ascii")
 
 
 def keep_busy(sock: SafeSocket, end: PeerEnd) -> None:
@@ -458,7 +468,7 @@ def test_waiting_costs_nothing(peer: Peer, on_loss: Any, how: str) -> None:
         with peer.connected(Policy(grace=NEVER)) as (busy, its_end):
             let_watcher_pass(peer)
             keep_busy(busy, its_end)
-            wait_until(lambda: kernel.is_asleep(watchers()[0]), "it is back in the kernel")
+            wait_until(lambda: kernel.is_asleep(watcher_thread()), "it is back in the kernel")
             before = watcher_switches()
             for _ in range(3):
                 keep_busy(busy, its_end)
@@ -929,9 +939,9 @@ def test_refused_connect_is_told_to_its_owner(peer: Peer) -> None:
 
 def test_child_watches_its_own_sockets_and_not_its_parents(peer: Peer) -> None:
     def child() -> None:
-        assert watchers() == []
+        assert _watch._watcher is None
         let_watcher_pass(peer)
-        wait_until(lambda: len(watchers()) == 1)
+        assert watcher_thread() in threads()
         lost.open()
         over.wait()
         let_watcher_pass(peer)

@@ -8,6 +8,7 @@ signalfd, would be killed by one that does not block it.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import _thread
 import sys
 
@@ -28,38 +29,22 @@ def _native(name: str) -> Any:
 
 _start_new_thread = _native("start_new_thread")
 get_ident: Callable[[], int] = _native("get_ident")
+get_native_id: Callable[[], int] = _native("get_native_id")
 new_lock = _native("allocate_lock")
 
 
-def start(run: Callable[[], object], name: str) -> None:
+def start(run: Callable[[], object]) -> None:
     """Calls *run* in a thread of its own, which ends with the process. Raises RuntimeError where
-    there is none to be had.
-
-    name: at the most 15 characters, for those who look into /proc, as top -H does.
-    """
-    import signal  # Not with the package: it takes a millisecond.
-
-    def named() -> None:
-        _name_thread(name)
-        run()
-
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        _start_new_thread(named, ())
+    there is none to be had."""
+    if not hasattr(_signal, "pthread_sigmask"):  # Windows
+        _start_new_thread(run, ())
         return
     # A fault is for the thread itself, and a blocked one kills without a word of faulthandler's.
-    faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+    faults = {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL}
     # The mask is asked for first: a handler that raises would keep the answer from us.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
-        _start_new_thread(named, ())  # It inherits the mask.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals() - faults)
+        _start_new_thread(run, ())  # It inherits the mask.
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _name_thread(name: str) -> None:
-    try:
-        with open(f"/proc/self/task/{_thread.get_native_id()}/comm", "w", encoding="ascii") as file:
-            file.write(name)
-    except OSError:
-        pass  # Not Linux, or no descriptor left.
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)

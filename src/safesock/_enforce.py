@@ -150,7 +150,8 @@ def enforce(
     sweep: for connections without a `socket.socket`, duplicates, and those from before: seconds,
         from 0.1, after which any connection that this process has made, and that nothing of
         safesock governs, is ended if it is in CLOSE_WAIT and nothing has come from its peer for so
-        long. None: no sweep; nor with on_loss="keep".
+        long: one that goes on acknowledging what is sent to it is not gone. None: no sweep; nor
+        with on_loss="keep", nor before Linux 4.19, which does not tell who has connected.
 
     Gives a handle: `remove()`, `report()`, and it is a context manager. Enforcements nest: of those
     that apply the last one counts. Servers' sockets, UDP and AF_UNIX are left alone, and so is what

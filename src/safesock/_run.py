@@ -11,7 +11,7 @@ import os
 import sys
 
 from safesock._option_values import close_mode, number
-from safesock._policy import Policy, positive, seconds_in
+from safesock._policy import Policy, seconds_in, sweep_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _meant_by(pairs: Pairs) -> tuple[Policy, float | None, Callable[[Any], bool]
     one = dict(pairs)
     grace = seconds_in("--grace", number("--grace", one["grace"]))
     policy = Policy(close_mode(one["close"]), on_loss="release", grace=grace)
-    sweep = positive("--sweep", number("--sweep", one["sweep"])) if "sweep" in one else None
+    sweep = sweep_in("--sweep", number("--sweep", one["sweep"])) if "sweep" in one else None
     excepted = [value for name, value in pairs if name == "except"]
     if not excepted:
         return policy, sweep, None

@@ -116,7 +116,7 @@ class Sweeper:
         self._going_on = _background.new_lock()
         self._going_on.acquire()
         try:
-            _background.start(self._run, "safesock-sweep")
+            _background.start(self._run)
         except BaseException:  # KeyboardInterrupt: nobody gets this, to stop it.
             self.stop()
             raise

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 _ORDER = itertools.count()
 _WATCHING = "the thread that watches sockets"
-THREAD = "safesock-watch"
 # Number and device, in what fstat(2) tells.
 _INODE = slice(1, 3)
 # Seconds that a connection lives before it is watched.
@@ -70,13 +69,15 @@ class Watcher:
         self._rung = False
         # What is to be done when, with which socket; without one, the young are to be looked after.
         self._due: list[tuple[float, int, int, _Entry | None]] = []
+        # As the interpreter and as the system know the thread, once it runs.
         self._thread: int | None = None
+        self.native_id: int | None = None
         try:
             # Written to, it wakes the thread.
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._epoll.register(self._bell, select.EPOLLIN)
             self._inode = os.fstat(self._bell)[_INODE]
-            _background.start(self._run, THREAD)
+            _background.start(self._run)
         except BaseException:
             self.forget()
             raise
@@ -145,7 +146,7 @@ class Watcher:
         return self._thread == _background.get_ident()
 
     def _run(self) -> None:
-        self._thread = _background.get_ident()
+        self._thread, self.native_id = _background.get_ident(), _background.get_native_id()
         try:
             self._wait_and_act()
         except OSError:
