@@ -103,14 +103,17 @@ def test_each_use_tells_what_it_tells_on_a_plain_socket(
     assert outcomes[0] == outcomes[1]
 
 
-def test_an_aborted_socket_cannot_be_connected_again(peer: Peer) -> None:
-    with half_closed(peer, True, policy=Policy(Abort(), on_loss="release", grace=0.05)) as (
-        sock,
-        _,
+def test_an_aborted_socket_cannot_be_used_again(peer: Peer) -> None:
+    """To the kernel it is a new one, as nothing was unread."""
+    with (
+        enforce(Policy(Abort(), on_loss="release", grace=0.05)),
+        socket.create_connection(peer.address) as sock,
     ):
-        assert sock.recv(3) == b"bye"
+        peer.accept().half_close()
+        wait_until(lambda: is_ended(sock))
         assert connect_again(sock) == [(OSError, errno.EISCONN), errno.EISCONN]
         assert told(sock.listen) == (OSError, errno.EINVAL)
+        assert told(sock.bind, ("127.0.0.1", 0)) == (OSError, errno.EINVAL)
 
 
 def test_only_what_fits_the_send_buffer_seems_to_be_sent(peer: Peer) -> None:
@@ -123,14 +126,18 @@ def test_only_what_fits_the_send_buffer_seems_to_be_sent(peer: Peer) -> None:
         sock.sendall(bytes(size))
 
 
-class WithNames(socket.socket):
-    """It has attributes of names that safesock's sockets have."""
-
-    loss: object = None
+class WithName(socket.socket):
+    """It has an attribute of a name that safesock's sockets have."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._connection = "its own"
+
+
+class WithNameInClass(socket.socket):
+    """So has this."""
+
+    _connection = "its own"
 
 
 class Final(socket.socket):
@@ -140,7 +147,7 @@ class Final(socket.socket):
         raise TypeError("not to be derived from")
 
 
-@pytest.mark.parametrize("kind", [WithNames, Final])
+@pytest.mark.parametrize("kind", [WithName, WithNameInClass, Final])
 def test_a_class_that_cannot_be_changed_is_released_as_it_is(
     peer: Peer, kind: type[socket.socket]
 ) -> None:
@@ -351,7 +358,8 @@ for _ in range(60):
     child = os.fork()
     if not child:
         signal.alarm(30)
-        socket.create_connection(address).close()
+        with safesock.enforce():
+            socket.create_connection(address).close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 print("well", flush=True)
