@@ -1,7 +1,8 @@
 """Real clients under `safesock run`, against real servers: no CLOSE_WAIT, and nothing else is new.
 
-Each client runs twice at the same time, once as it is: it uses its connections, idles while the
-server closes them, and uses them twice more. What it is given, raised and logs is the same.
+Each client, with one connection and with many, runs twice at the same time, once as it is: it uses
+its connections, idles while the server closes them, and uses them twice more. What it is given,
+raises and logs is the same.
 """
 
 from __future__ import annotations

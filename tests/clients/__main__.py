@@ -8,6 +8,7 @@ Each time it prints, as a line of JSON, what each of them gave. With CA it is TL
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import inspect
 import json
@@ -27,6 +28,9 @@ def show(uses: Uses) -> None:
 
 def main(name: str, port: str, count: str, folder: str, ca: str | None = None) -> None:
     logging.basicConfig(level=logging.INFO)
+    # It runs when so many objects have been made, and what it frees then may complain: that is told
+    # of one client more or less with every object more or less.
+    gc.disable()
     for module in MODULES:
         importlib.import_module(f"clients.{module}")
     steps = CLIENTS[name](Where(int(port), int(count), ca, folder))

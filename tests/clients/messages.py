@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from clients.uses import HOST, TIMEOUT, Uses, Where, client, side_by_side, told, told_by
+from clients.uses import HOST, TIMEOUT, Uses, Where, client, in_tasks, side_by_side, told, told_by
 
 # MQTT 3.1.1: CONNECT with a clean session and no name, PINGREQ.
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
@@ -114,7 +114,7 @@ def websockets_in_threads(where: Where) -> Iterator[Uses]:
 async def websockets_async(where: Where) -> AsyncIterator[Uses]:
     from websockets.asyncio.client import connect
 
-    async def connected() -> Any:
+    async def connected(_: int) -> Any:
         one = await connect(where.url("ws"), **_of_websockets(where))
         await one.send(_CONNECT)
         await one.recv()
@@ -124,6 +124,6 @@ async def websockets_async(where: Where) -> AsyncIterator[Uses]:
         await one.send(_PING)
         return await asyncio.wait_for(one.recv(), TIMEOUT)
 
-    made = await asyncio.gather(*(connected() for _ in range(where.count)))
+    made = await in_tasks(connected, range(where.count))
     while True:
-        yield await asyncio.gather(*(told_by(ping, one) for one in made))
+        yield await in_tasks(lambda one: told_by(ping, one), made)

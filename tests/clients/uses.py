@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import dataclasses
 import functools
@@ -12,6 +13,7 @@ from typing import Any
 
 HOST = "127.0.0.1"
 TIMEOUT = 60.0
+AT_ONCE = 8
 Uses = list[str]
 
 # Name to a generator function; each step of the generator uses all connections once.
@@ -101,10 +103,21 @@ def at_once(count: int, take: Callable[[], Any], use: Callable[[Any], object]) -
 
 
 def side_by_side(call: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
-    """In a thread for each, where a server takes its time with every one of them."""
-    arguments = list(arguments)
-    with concurrent.futures.ThreadPoolExecutor(len(arguments)) as pool:
+    """In threads, for a server that takes its time with every one of them, but gives up those that
+    it does not get to."""
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(call, arguments))
+
+
+async def in_tasks(call: Callable[[Any], Awaitable[Any]], arguments: Iterable[Any]) -> list[Any]:
+    """The same in tasks."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def in_turn(argument: Any) -> Any:
+        async with turns:
+            return await call(argument)
+
+    return await asyncio.gather(*(in_turn(argument) for argument in arguments))
 
 
 def chain(error: BaseException | None) -> str:
