@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safesock import _watch
+
 STATES = {
     1: "ESTABLISHED",
     2: "SYN_SENT",
@@ -139,6 +141,13 @@ def is_asleep(thread: threading.Thread | int) -> bool:
 def descriptors() -> set[int]:
     """The descriptors that are open in this process."""
     return {int(name) for name in os.listdir("/proc/self/fd")} - {_listing()}
+
+
+def left_open(before: set[int]) -> list[str]:
+    """What has been opened since, but for what the watcher has for itself, and made once."""
+    watcher = _watch._watcher
+    own = set() if watcher is None else {watcher._epoll.fileno(), watcher._bell, watcher._rope}
+    return [os.readlink(f"/proc/self/fd/{fd}") for fd in descriptors() - before - own]
 
 
 def _listing() -> int:

@@ -74,13 +74,7 @@ def _nothing_left(peer: Peer) -> Iterator[None]:
         wait_until(lambda: not others(threads), "no thread is left")
     except AssertionError:
         pytest.fail(f"left: {others(threads)}")
-    left = kernel.descriptors() - before
-    # The watcher has its own, made once.
-    assert [
-        link
-        for fd in left
-        if "anon_inode:[event" not in (link := os.readlink(f"/proc/self/fd/{fd}"))
-    ] == []
+    assert kernel.left_open(before) == []
 
 
 def others(threads: set[threading.Thread]) -> list[threading.Thread]:

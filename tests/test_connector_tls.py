@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import queue
 import signal
 import ssl
@@ -48,12 +47,7 @@ def _nothing_left(tls: TlsPeer) -> Iterator[None]:
     yield
     for end in tls.ends:
         end.close()
-    left = kernel.descriptors() - before
-    assert [
-        link
-        for fd in left
-        if "anon_inode:[event" not in (link := os.readlink(f"/proc/self/fd/{fd}"))
-    ] == []
+    assert kernel.left_open(before) == []
 
 
 def budget(**choices: Any) -> Reconnect:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import socket
 import ssl
 import sys
@@ -17,9 +18,9 @@ from typing import Any
 import kernel
 import pytest
 import trio
-from command import in_pipe
+from command import PROGRAM, in_pipe
 from kernel import wait_until
-from peer import Peer, PeerEnd
+from peer import EOF, Peer, PeerEnd
 from process import run_script
 from tls_client import fin_only, goodbye_notify_and_fin, notify_and_fin
 from tls_peer import TlsEnd, TlsPeer, done
@@ -318,17 +319,20 @@ def test_the_watcher_outlives_what_others_raise(
             raise Gone
         return True
 
+    def connected() -> tuple[socket.socket, PeerEnd]:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(peer.address)
+        return sock, peer.accept()
+
     with enforce(RELEASE, only=only):
-        for _ in range(2):
-            with socket.socket() as sock:
-                sock.setblocking(False)
-                sock.connect_ex(peer.address)
-                if complaints:
-                    peer.accept().half_close()
-                    wait_until(lambda sock=sock: is_ended(sock))  # type: ignore[misc]
-                else:
-                    peer.accept()
-                    wait_until(lambda: complaints)
+        sock, _ = connected()
+        with sock:
+            wait_until(lambda: complaints)
+        sock, end = connected()
+        with sock:
+            end.half_close()
+            wait_until(lambda: is_ended(sock))
     assert [type(one.exc_value) for one in complaints] == [Gone]
 
 
@@ -435,3 +439,85 @@ def test_a_handle_says_what_it_is() -> None:
         assert repr(enforcement).startswith("<Enforcement in force, Policy(")
     assert "removed" in repr(enforcement)
     assert safesock.Report is type(enforcement.report())
+
+
+SUBINTERPRETER = """\
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+one = interpreters.create()
+text = '''
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+with listener, socket.create_connection(listener.getsockname()) as sock:
+    listener.accept()[0].close()
+    assert sock.recv(1) == b""
+'''
+getattr(interpreters, "exec", getattr(interpreters, "run_string", None))(one, text)
+interpreters.destroy(one)
+print("well")
+"""
+
+
+def test_a_subinterpreter_is_left_alone() -> None:
+    """It must not be left by a thread, or the process is aborted."""
+    run = [*PROGRAM, "run", "--sweep", "1", "--"]
+    ended = in_pipe([*run, sys.executable, "-W", "ignore", "-c", SUBINTERPRETER])
+    assert (ended.status, ended.output, ended.errors) == (0, "well\n", "")
+
+
+def test_connections_that_are_left_alone_again_close_as_before(peer: Peer) -> None:
+    for then in (contextlib.nullcontext(), enforce(RELEASE)):
+        with then:
+            with enforce(Policy(Abort(), on_loss="release")):
+                sock = socket.create_connection(peer.address)
+            sock.sendall(b"last words")
+            sock.close()
+            assert peer.accept().read_to_end() == (b"last words", EOF)
+
+
+def test_a_duplicate_goes_on_when_the_original_is_closed(peer: Peer) -> None:
+    with enforce(Policy(on_loss="release", grace=3600)):
+        sock = socket.create_connection(peer.address)
+        end = peer.accept()
+        end.half_close()
+        wait_until(lambda: kernel.state_of(sock) == "CLOSE_WAIT")
+        with sock.dup() as duplicate:
+            sock.close()
+            duplicate.sendall(b"answer")
+        assert end.read_to_end() == (b"answer", EOF)
+
+
+def test_a_connection_is_seen_once_whoever_finds_it_first(peer: Peer) -> None:
+    """Its owner, who asks for SO_ERROR, and the watcher do so at the same moment."""
+    with enforce(RELEASE) as enforcement:
+        for _ in range(100):
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                sock.connect_ex(peer.address)
+                select.select([], [sock], [], 20)
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+                peer.accept().close()
+        assert enforcement.report().seen == 100
+
+
+def test_tls_of_a_class_that_cannot_be_changed_is_released(
+    tls: TlsPeer, context: ssl.SSLContext
+) -> None:
+    with enforce(RELEASE) as enforcement:
+        future = tls.begin(tls.accept_and_shake)
+        plain = socket.create_connection(tls.address)
+        with context.wrap_socket(plain, server_hostname="localhost") as sock:
+            sock.policy = "its own"  # type: ignore[attr-defined]
+            done(future).fin()
+            wait_until(lambda: enforcement.report().released == 1)
+            assert is_ended(sock)
+            assert type(sock) is ssl.SSLSocket
+
+
+def test_a_closed_socket_is_closed(peer: Peer) -> None:
+    with half_closed(peer, True) as (sock, _):
+        sock.close()
+        assert connect_again(sock) == [(OSError, errno.EBADF), errno.EBADF]

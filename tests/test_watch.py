@@ -1050,15 +1050,17 @@ def test_a_program_that_joins_all_its_threads_ends(peer: Peer) -> None:
 
 
 _CLOSES_ALL = """\
-import os, socket, sys, tempfile, safesock
+import os, select, socket, sys, tempfile, safesock
 address = "127.0.0.1", int(sys.argv[1])
 safesock.create_connection(address).close()
 os.closerange(3, 100)
-files = [tempfile.TemporaryFile() for _ in range(20)]
+files = [tempfile.TemporaryFile() for _ in range(4)]
+events = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(16)]
 sock = safesock.create_connection(address, policy=safesock.Policy(grace=0))
 input()
 for file in files:
     assert file.seek(0, os.SEEK_END) == 0
+assert not select.select(events, [], [], 0)[0]
 print(sock.recv(1))
 """
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import _thread
+import contextlib
+import importlib
 import sys
 
 TYPE_CHECKING = False
@@ -33,9 +35,23 @@ get_native_id: Callable[[], int] = _native("get_native_id")
 new_lock = _native("allocate_lock")
 
 
+def _is_main_interpreter() -> bool:
+    for name in ("_interpreters", "_xxsubinterpreters"):  # From 3.13 on, and before.
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            return bool(module.get_current() == module.get_main())
+    return True
+
+
+# Another one must not be left by its threads, or the process is aborted.
+IS_POSSIBLE = _is_main_interpreter()
+
+
 def start(run: Callable[[], object]) -> None:
     """Calls *run* in a thread of its own, which ends with the process. Raises RuntimeError where
-    there is none to be had."""
+    there is none to be had, and in a subinterpreter."""
+    if not IS_POSSIBLE:
+        raise RuntimeError("no thread that lasts is possible in a subinterpreter")
     if not hasattr(_signal, "pthread_sigmask"):  # Windows
         _start_new_thread(run, ())
         return

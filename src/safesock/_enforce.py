@@ -7,7 +7,7 @@ is reached, also one that took the class at import or derives from it. What has 
 
 from __future__ import annotations
 
-from safesock import _forks, _kernel, _unraisable
+from safesock import _background, _forks, _kernel, _unraisable
 from safesock._kept import Kept, wards
 from safesock._policy import Policy, policy_or_default, sweep_in
 from safesock._replaced import Methods
@@ -89,11 +89,7 @@ class Enforcement:
         for sock, ward in wards.all():
             # Bound methods are equal where their objects are the same.
             if ward.tell == self._count and not isinstance(sock, Kept):
-                other = _chosen_for(ward.connection.peer)
-                if other is None:
-                    dismiss(sock)
-                else:
-                    ward.passes_to(other.policy, other._count)
+                _go_over(sock, ward)
 
     def __enter__(self) -> Self:
         if self not in _active:
@@ -155,7 +151,11 @@ def enforce(
 
     Gives a handle: `remove()`, `report()`, and it is a context manager. Enforcements nest: of those
     that apply the last one counts. Servers' sockets, UDP and AF_UNIX are left alone, and so is what
-    a `SafeSocket` governs. Raises TypeError and ValueError for what it cannot work with.
+    a `SafeSocket` governs. Raises TypeError and ValueError for what it cannot
+    work with, and RuntimeError in a subinterpreter.
+
+    A sweep goes by its own enforcement alone, and ends a `SafeSocket` of a policy with watch=False
+    too. Subinterpreters are left alone.
 
     Not for programs that send after the peer's half-close: they take on_loss="keep" or *only*.
     Linux; elsewhere it changes nothing but how a close goes.
@@ -164,6 +164,8 @@ def enforce(
     chosen = DEFAULT if policy is None else policy_or_default(policy)
     if only is not None and not callable(only):
         raise TypeError(f"only takes a function of the peer's address: not {only!r}")
+    if not _background.IS_POSSIBLE:
+        raise RuntimeError("enforce works in the main interpreter only")
     if not chosen.watch:
         raise ValueError("enforce lives by the watcher: not with Policy(watch=False)")
     made = Enforcement(chosen, only)
@@ -178,14 +180,25 @@ def enforce(
 
 
 def _made(sock: socket.socket, ward: Ward) -> None:
-    peer = _kernel.peer_name(sock)
-    chosen = _chosen_for(peer)
+    if not ward.claim():
+        return
+    chosen = _chosen_for(_kernel.peer_name(sock))
     if chosen is None:
         dismiss(sock)
         return
     _kernel.prepare(sock, chosen.policy)
     ward.begins(sock, chosen.policy, chosen._count)
     chosen._count("established")
+    if chosen not in _active:  # It has been removed meanwhile.
+        _go_over(sock, ward)
+
+
+def _go_over(sock: socket.socket, ward: Ward) -> None:
+    other = None if ward.connection is None else _chosen_for(ward.connection.peer)
+    if other is None:
+        ward.leaves(sock, None)
+    else:
+        ward.leaves(sock, other.policy, other._count)
 
 
 def _chosen_for(peer: Any) -> Enforcement | None:

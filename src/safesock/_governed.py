@@ -175,8 +175,8 @@ class GovernedSocket(socket.socket):
         try:
             super().shutdown(how)
         except OSError:
-            loss = self.loss
-            if loss is None or loss.cause is not Cause.FIN or self._is_closed():
+            loss = self._told_loss()
+            if loss is None or loss.cause is not Cause.FIN:
                 self._refuse_if_gone()
                 raise
         if connection is not None and how != socket.SHUT_RD:

@@ -10,6 +10,7 @@ import weakref
 
 from safesock import _kernel
 from safesock._governed import GovernedSocket
+from safesock._kernel import Raw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,16 +115,19 @@ class Kept(GovernedSocket):
 
     def connect(self, _: Any, /) -> None:
         """Refused: it has been connected."""
-        raise _kernel.os_error(errno.EISCONN)
+        raise _kernel.os_error(self._refusal(errno.EISCONN))
 
     def connect_ex(self, _: Any, /) -> int:
         """Refused: it has been connected."""
-        return errno.EISCONN
+        return self._refusal(errno.EISCONN)
 
     def bind(self, _: Any, /) -> None:
         """Refused: it has an address."""
-        raise _kernel.os_error(errno.EINVAL)
+        raise _kernel.os_error(self._refusal(errno.EINVAL))
 
     def listen(self, *_: int) -> None:
         """Refused: it has been connected."""
-        raise _kernel.os_error(errno.EINVAL)
+        raise _kernel.os_error(self._refusal(errno.EINVAL))
+
+    def _refusal(self, number: int) -> int:
+        return errno.EBADF if Raw.fileno(self) < 0 else number

@@ -83,6 +83,10 @@ def _cannot(status: int, why: str, program: str) -> int:
 
 def begin() -> None:
     """In the program, before anything of its own."""
+    from safesock import _background
+
+    if not _background.IS_POSSIBLE:
+        return
     from safesock._enforce import enforce
 
     pairs = []

@@ -37,7 +37,17 @@ def _place_of_the_script() -> list[str]:
     if sys.argv[0] in _NO_SCRIPT:
         return [os.curdir]
     found = os.path.realpath(sys.argv[0])
-    return [found if os.path.isdir(found) else os.path.dirname(found)]
+    return [found if os.path.isdir(found) or _is_zip(found) else os.path.dirname(found)]
+
+
+def _is_zip(path: str) -> bool:
+    """Python takes such a file for the place itself. By its end, where there is no comment."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-22, os.SEEK_END)
+            return file.read(4) == b"PK\x05\x06"
+    except OSError:
+        return False
 
 
 def _modules_in(place: str) -> set[str]:

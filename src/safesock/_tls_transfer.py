@@ -107,7 +107,7 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         except OSError as error:
             ended_here = self._was_ended_here(error)
             self._failed(error)
-            if ended_here:
+            if ended_here and self._is_first_send():
                 self._read_close_notify()
             elif not (lost and isinstance(error, BrokenPipeError)):
                 raise
@@ -121,8 +121,21 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         except ssl.SSLZeroReturnError:
             return
         if after:
-            text = "[SSL: APPLICATION_DATA_AFTER_CLOSE_NOTIFY] application data after close notify"
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, text) from None
+            self._sslobj = EndedSession(self._sslobj)
+            reason = "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"
+            error: Any = ssl.SSLError(
+                ssl.SSL_ERROR_SSL, f"[SSL: {reason}] application data after close notify"
+            )
+            error.library, error.reason = "SSL", reason
+            raise error from None
+
+    def _is_first_send(self) -> bool:
+        """Whether what cannot be sent is to seem to be; from then on nothing is."""
+        connection = self._connection
+        first = connection is not None and connection.may_forgive()
+        if first and connection is not None:
+            connection.forgive(0)
+        return first
 
     def _was_ended_here(self, error: OSError) -> bool:
         """Whether it only says that our own release has ended what is sent."""

@@ -13,7 +13,7 @@ import weakref
 
 from safesock import _forks, _kernel, _watch
 from safesock._connection import Connection
-from safesock._kept import wards
+from safesock._kept import Kept, wards
 from safesock._kernel import Raw, TcpState
 from safesock._policy import Abort, Graceful
 from safesock._released import change_class
@@ -31,6 +31,9 @@ _RETRY = 0.1
 _LOOK = 0.5
 
 
+_claiming = _forks.Lock()
+
+
 class Ward:
     """What is kept beside one socket; the watcher knows it instead of the socket."""
 
@@ -43,6 +46,7 @@ class Ward:
         "_heir",
         "_forks",
         "_inode",
+        "_is_claimed",
         "__weakref__",
     )
 
@@ -55,6 +59,7 @@ class Ward:
         self._sock = weakref.ref(sock)
         self._heir: weakref.ref[socket.socket] | None = None
         self._forks = _forks.forked()
+        self._is_claimed = False
         # Of the kernel's socket, as a number may be closed by os.close and be a stranger's then.
         self._inode = _inode(sock)
 
@@ -66,9 +71,21 @@ class Ward:
         if policy.watch:
             _watch.watch(self)
 
-    def passes_to(self, policy: Policy, tell: Callable[[str], object]) -> None:
-        """Another enforcement goes on with it."""
-        assert self.connection is not None
+    def claim(self) -> bool:
+        """Whether nobody has taken note yet that the connection has been made: its owner and the
+        watcher may find so at the same moment."""
+        with _claiming:
+            first, self._is_claimed = not self._is_claimed, True
+            return first
+
+    def leaves(self, sock: socket.socket, policy: Policy | None, tell: Any = None) -> None:
+        """Its enforcement is over: another one goes on with it, by *policy*, or none."""
+        if self.policy is not None and isinstance(self.policy.close, Abort):
+            _kernel.set_linger(sock, None)
+        if self.connection is None or policy is None:
+            dismiss(sock)
+            return
+        _kernel.prepare_mode(sock, policy.close)
         self.policy = self.connection.policy = policy
         self.tell = tell
 
@@ -144,9 +161,6 @@ class Ward:
             return
         if not isinstance(self.policy.close, Graceful):
             self.connection.close(sock)
-        elif _kernel.tcp_state(sock) is TcpState.CLOSE_WAIT:
-            # A duplicate descriptor would keep it.
-            _kernel.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _inode(sock: socket.socket) -> int | None:
@@ -157,6 +171,8 @@ def _inode(sock: socket.socket) -> int | None:
 
 
 def _decrypted(sock: Any) -> int:
+    if not isinstance(sock, Kept):
+        return 0  # It has no TLS, or a class of its owner's that could not be changed.
     session = getattr(sock, "_sslobj", None)
     return 0 if session is None else sock._decrypted()
 

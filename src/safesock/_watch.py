@@ -22,7 +22,7 @@ from safesock._kernel import HAS_EPOLL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn, Protocol
+    from typing import Any, Protocol
 
     class Watched(Protocol):
         """What the watcher asks of a socket."""
@@ -52,9 +52,11 @@ _PEER_CLOSES = select.EPOLLRDHUP | select.EPOLLET if HAS_EPOLL else 0
 class _Entry(weakref.ref["Watched"]):
     """One time that a socket is watched: one object may be so with one connection after another."""
 
-    __slots__ = ("events",)
+    __slots__ = ("events", "is_given_up")
     # Those that epoll is asked for.
     events: int
+    # What was to be done has failed: it is left to a sweep.
+    is_given_up: bool
 
 
 class Watcher:
@@ -62,7 +64,8 @@ class Watcher:
 
     def __init__(self) -> None:
         self._epoll = _epoll()
-        self._bell = -1
+        # What is written to the rope rings the bell, which wakes the thread.
+        self._bell = self._rope = -1
         self._sockets: dict[int, _Entry] = {}
         # Those of them that are not in epoll yet; whether the bell has been rung for them.
         self._young: dict[int, _Entry] = {}
@@ -73,8 +76,8 @@ class Watcher:
         self._thread: int | None = None
         self.native_id: int | None = None
         try:
-            # Written to, it wakes the thread.
-            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            # Not an eventfd: those have no inode of their own, by which they are known.
+            self._bell, self._rope = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._epoll.register(self._bell, select.EPOLLIN)
             self._inode = os.fstat(self._bell)[_INODE]
             _background.start(self._run)
@@ -90,7 +93,7 @@ class Watcher:
         if not self._rung:
             try:
                 self._rung = True
-                os.eventfd_write(self._bell, 1)
+                os.write(self._rope, b"!")
             except BaseException:  # KeyboardInterrupt: the next one rings.
                 self._rung = False
                 raise
@@ -106,6 +109,8 @@ class Watcher:
 
     def _register(self, fd: int, events: int) -> bool:
         """False: closed meanwhile, or no watches left: as without epoll."""
+        if not self.is_intact():
+            return False
         try:
             try:
                 self._epoll.register(fd, events)
@@ -123,6 +128,8 @@ class Watcher:
             self._unregister(fd)
 
     def _unregister(self, fd: int) -> None:
+        if not self.is_intact():
+            return
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):
@@ -131,13 +138,15 @@ class Watcher:
     def forget(self) -> None:
         """In a forked child: the descriptors go, the parent's sockets stay as they are."""
         self._epoll.close()
-        if self._bell >= 0:
-            os.close(self._bell)
+        for fd in (self._bell, self._rope):
+            if fd >= 0:
+                os.close(fd)
 
     def is_intact(self) -> bool:
         """Whether its descriptors are its own: os.closerange closes whatever there is."""
         try:
-            return bool(os.fstat(self._bell)[_INODE] == self._inode)
+            ends = (os.fstat(fd)[_INODE] for fd in (self._bell, self._rope))
+            return all(end == self._inode for end in ends)
         except OSError:
             return False
 
@@ -153,12 +162,15 @@ class Watcher:
             if self.is_intact():
                 raise
 
-    def _wait_and_act(self) -> NoReturn:
+    def _wait_and_act(self) -> None:
         while True:
             timeout = max(self._due[0][0] - time.monotonic(), 0.0) if self._due else None
-            for fd, _ in self._epoll.poll(timeout):
+            events = self._epoll.poll(timeout)
+            if not self.is_intact():
+                return
+            for fd, _ in events:
                 if fd == self._bell:
-                    os.eventfd_read(fd)
+                    os.read(fd, 1)
                     self._at(_YOUTH, fd, None)
                 else:
                     self._ask(fd, self._sockets.get(fd), step_in=False)
@@ -183,7 +195,8 @@ class Watcher:
         # No reference is held meanwhile: whoever drops the last one ends the connection.
         try:
             if self._is_watched(fd, ref) and _has(ref, fd):
-                self._register(fd, ref.events)
+                if not self._register(fd, ref.events):
+                    self._sockets.pop(fd, None)
                 self._make_good(fd, ref)
         except BaseException as error:
             _unraisable.report(error, _WATCHING)  # The others are still to be watched.
@@ -208,6 +221,7 @@ class Watcher:
             seconds = sock._step_in() if step_in else sock._peer_has_closed()
         except BaseException as error:
             _unraisable.report(error, _WATCHING)  # The others are still to be watched.
+            ref.is_given_up = True
             return
         if seconds is not None:
             self._forget_the_dead()
@@ -227,7 +241,7 @@ class Watcher:
 
 def _entry(sock: Watched, events: int) -> _Entry:
     made = _Entry(sock)
-    made.events = events
+    made.events, made.is_given_up = events, False
     return made
 
 
@@ -238,7 +252,7 @@ def _has(ref: _Entry, fd: int) -> bool:
 
 
 _watcher: Watcher | None = None
-_abandoned: list[Watcher | None] = []
+_abandoned: list[Watcher] = []
 _starting = threading.RLock()
 _fork_is_known = False
 
@@ -269,7 +283,9 @@ def watched() -> set[int]:
     """The descriptors of all that is watched."""
     if _watcher is None:
         return set()
-    return {fd for fd, ref in list(_watcher._sockets.items()) if _has(ref, fd)}
+    return {
+        fd for fd, ref in list(_watcher._sockets.items()) if _has(ref, fd) and not ref.is_given_up
+    }
 
 
 def is_watching_thread() -> bool:
@@ -284,9 +300,10 @@ def _start(before: Watcher | None = None) -> Watcher:
             os.register_at_fork(after_in_child=_after_fork)
             _fork_is_known = True
         if _watcher is None or _watcher is before:
-            # Its epoll would close what is a stranger's number by now.
-            _abandoned.append(before)
             _watcher = Watcher()
+            if before is not None:
+                # Its epoll would close what is a stranger's number by now.
+                _abandoned.append(before)
         return _watcher
 
 

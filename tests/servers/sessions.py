@@ -163,7 +163,7 @@ class OpenSsh(Server):
         (self.folder / "sshd_config").write_text(
             f"ListenAddress {HOST}:{self.port}\nHostKey {self.folder}/host\nPidFile none\n"
             f"AuthorizedKeysFile {self.folder}/authorized\nStrictModes no\nUsePAM no\n"
-            "PermitRootLogin yes\nLoginGraceTime 0\nMaxStartups 300\nMaxSessions 300\nPrintMotd no\n"
+            "PermitRootLogin yes\nLoginGraceTime 0\nMaxStartups 300\nMaxSessions 300\n"
         )
 
     def command(self) -> list[str]:
