@@ -112,7 +112,7 @@ def test_an_abort_behind_unread_bytes_counts_once(peer: Peer) -> None:
         assert end.read_to_end() == (b"", RESET)
         wait_until(lambda: state(sock) == "CLOSE")
         assert sock.recv(100) == b"bye"
-        assert enforcement.report().aborted == 1
+        wait_until(lambda: enforcement.report().aborted == 1)
 
 
 # What it leaves alone ---------------------------------------------------------------------------
