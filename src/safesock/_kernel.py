@@ -110,9 +110,15 @@ def tcp_state(sock: Raw) -> TcpState | None:
 def age_of_close_wait(sock: Raw) -> float:
     """The seconds since the peer's FIN, where that is the last that has come; else 0."""
     info = _tcp_info(sock)
-    if not info or info[0] != TcpState.CLOSE_WAIT:
-        return 0.0
-    return float(*struct.unpack_from("I", info, _TCP_INFO_LAST_ACK_RECV)) / 1000
+    return age_in(info) or 0.0 if info and info[0] == TcpState.CLOSE_WAIT else 0.0
+
+
+def age_in(info: bytes) -> float | None:
+    """The seconds since the peer was last heard of, by TCP_INFO."""
+    if len(info) < _TCP_INFO_LAST_ACK_RECV + 4:
+        return None
+    (milliseconds,) = struct.unpack_from("I", info, _TCP_INFO_LAST_ACK_RECV)
+    return float(milliseconds) / 1000
 
 
 def was_established(sock: Raw) -> bool:
