@@ -23,6 +23,8 @@ LAYERS = [
     "_policy",
     "_loss",
     "_kernel",
+    "_kernel_diag",
+    "_proc",
     "_beside",
     "_forks",
     "_closing",
@@ -55,6 +57,8 @@ LAYERS = [
     "_spare",
     "_sweep",
     "_enforce",
+    "_audit_records",
+    "_audit",
     "__init__",
     "asyncio._base",
     "asyncio._wake",
@@ -79,6 +83,9 @@ LAYERS = [
     "_netcat_options",
     "_netcat_signals",
     "_netcat",
+    "_audit_words",
+    "_audit_screen",
+    "_audit_command",
     "_excepted",
     "_run_report",
     "_shadowed",
@@ -89,7 +96,8 @@ LAYERS = [
 ]
 # The two drivers know nothing of each other.
 SYNCHRONOUS = {"_dial", "_reconnecting", "_reconnecting_tls", "_connector", "_enforce", "__init__"}
-# What only _kernel knows: options, ioctl(2) requests.
+# What only these know: options, ioctl(2) requests, the layout of structures.
+KERNEL = {"_kernel", "_kernel_diag"}
 OPTION = re.compile(r"(SO_|TCP_|SIOC|FION|TIOC)[A-Z_]+")
 KERNEL_MODULES = {"ctypes", "fcntl", "struct", "termios"}
 
@@ -169,6 +177,9 @@ def test_only_kernel_names_socket_options_and_requests(file: Path) -> None:
     if file.stem == "_kernel":
         assert {"SO_LINGER", "TCP_INFO", "FIONREAD", "TIOCOUTQ"} <= options
         assert modules == KERNEL_MODULES
+    elif file.stem in KERNEL:
+        assert "TCP_INFO" in options
+        assert modules == {"ctypes", "struct"}
     else:
         assert not options
         assert not modules

@@ -15,6 +15,8 @@ from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from safesock._audit import audit
+    from safesock._audit_records import Audit, HeldConnection
     from safesock._connector import Connector
     from safesock._enforce import Enforcement, Report, enforce
     from safesock._reconnect import Reconnect
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Abort",
+    "Audit",
     "Cause",
     "CloseMode",
     "CloseReport",
@@ -30,6 +33,7 @@ __all__ = [
     "Drain",
     "Enforcement",
     "Graceful",
+    "HeldConnection",
     "KeepAlive",
     "Linger",
     "LocalPortBusyError",
@@ -42,6 +46,7 @@ __all__ = [
     "Report",
     "SafeSSLSocket",
     "SafeSocket",
+    "audit",
     "create_connection",
     "enforce",
     "secure",
@@ -53,12 +58,15 @@ __version__ = "0.1.0"
 if not TYPE_CHECKING:
     # ssl and tenacity take as long to import as all the rest: only who uses them pays for them.
     _LATER = {
+        "Audit": "_audit_records",
         "Connector": "_connector",
         "Reconnect": "_reconnect",
         "ReconnectingSocket": "_reconnecting",
         "Enforcement": "_enforce",
+        "HeldConnection": "_audit_records",
         "Report": "_enforce",
         "SafeSSLSocket": "_tls",
+        "audit": "_audit",
         "enforce": "_enforce",
         "secure": "_tls",
     }

@@ -109,6 +109,10 @@ class Ward:
         if self.policy is not None and self.policy.watch:
             _watch.watch(self)
 
+    def owner(self) -> socket.socket | None:
+        """The socket, as long as it exists."""
+        return self._sock()
+
     def fileno(self) -> int:
         """The descriptor, -1 when it is closed."""
         sock = self._sock()

@@ -279,13 +279,11 @@ def unwatch(sock: Watched) -> None:
         _watcher.remove(sock.fileno())
 
 
-def watched() -> set[int]:
-    """The descriptors of all that is watched."""
-    if _watcher is None:
-        return set()
-    return {
-        fd for fd, ref in list(_watcher._sockets.items()) if _has(ref, fd) and not ref.is_given_up
-    }
+def watched() -> dict[int, Watched]:
+    """What is watched now, by descriptor."""
+    entries = [] if _watcher is None else list(_watcher._sockets.items())
+    found = [(fd, ref()) for fd, ref in entries if not ref.is_given_up]
+    return {fd: sock for fd, sock in found if sock is not None and sock.fileno() == fd}
 
 
 def is_watching_thread() -> bool:

@@ -83,6 +83,30 @@ examples:
   safesock run --sweep 30 -m gunicorn app:app
   safesock run --except 10.0.0.0/8:514 --except [::1] -- python app.py
 """
+_AUDIT = """\
+Shows the TCP connections that processes hold: descriptor, state, for how long in
+CLOSE_WAIT, bytes unread and unacknowledged, addresses; by peer, what is left behind
+and oldest first, with a verdict at the end. Left behind is what is in CLOSE_WAIT:
+the peer has closed, and the program has not. So is a connection that was lost by a
+reset or a timeout, and whose descriptor is still open, which no table of the
+system's shows. It changes nothing, and takes Linux.
+"""
+_AUDIT_END = """\
+exit status: 0 if nothing is left behind, 1 if something is, 2 for wrong arguments, and
+if the process cannot be read; 130 after Ctrl-C
+
+The age is counted from the last that came from the peer: its FIN, unless keepalive has
+been answered since. What cannot be read is told on stderr. Other users' processes, and
+the lost connections of any other process, take root, or CAP_SYS_PTRACE. Tables and
+command lines look better with rich and psutil: pip install 'safesock[cli]'.
+
+--json gives a list of objects with pid, fd, state, age (seconds, or null), local, peer,
+unread, unacknowledged, inode, accepted, lost, and found: whether it is left behind.
+
+examples:
+  safesock audit --pid 4711
+  safesock audit --older-than 60 --json      a health check
+"""
 _DEMO_END = """\
 exit status: 0 if safesock left nothing behind, 1 if it did, 2 if it cannot be shown
 environment: NO_COLOR leaves the colours out; TERM=dumb gives plain lines, as in a pipe
@@ -174,6 +198,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(run=_run, parser=run)
     _add_run_options(run)
+    audit = commands.add_parser(
+        "audit",
+        help="the TCP connections of processes, and which are left in CLOSE_WAIT",
+        description=_AUDIT,
+        epilog=_AUDIT_END,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    audit.set_defaults(run=_audit, parser=audit)
+    _add_audit_options(audit)
     return parser
 
 
@@ -253,6 +287,41 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         help="run this module, as python -m does",
     )
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _add_audit_options(audit: argparse.ArgumentParser) -> None:
+    add = audit.add_argument
+    which = audit.add_mutually_exclusive_group()
+    which.add_argument(
+        "--pid", metavar="PID", help="of this process (default: of all that can be read)"
+    )
+    which.add_argument(
+        "--all",
+        dest="host",
+        action="store_true",
+        help="of the whole host: those of processes that cannot be read too, without descriptor",
+    )
+    add(
+        "--older-than",
+        metavar="SECONDS",
+        help="only what has been in CLOSE_WAIT for longer counts as left behind; what was lost "
+        "counts in any case, as the kernel does not tell when",
+    )
+    how = audit.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="a list of objects, on stdout")
+    how.add_argument(
+        "--watch", action="store_true", help="look every second, until Ctrl-C; it takes rich"
+    )
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from safesock import _audit_command
+
+    try:
+        options = _audit_command.options_in(arguments)
+    except ValueError as error:
+        arguments.parser.error(str(error))
+    return _audit_command.run(options)
 
 
 def _run(arguments: argparse.Namespace) -> int:

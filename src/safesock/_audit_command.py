@@ -1,0 +1,93 @@
+"""`safesock audit`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import NamedTuple
+
+from safesock import _audit_words
+from safesock._audit import audit, audit_host
+from safesock._audit_records import Audit
+from safesock._option_values import number
+from safesock._policy import seconds_in
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any
+
+_NOTHING, _FOUND = 0, 1
+_PAUSE = 1.0
+
+
+class Options(NamedTuple):
+    """What is looked at, and how it is shown."""
+
+    pid: int | None
+    host: bool
+    older_than: float | None
+    json: bool
+    watch: bool
+
+
+def options_in(namespace: Namespace) -> Options:
+    """Those of the command line. Raises ValueError for what cannot be meant."""
+    pid = namespace.pid
+    if pid is not None and not (pid.isascii() and pid.isdigit() and int(pid) > 0):
+        raise ValueError(f"--pid takes the number of a process: not {pid!r}")
+    older_than = namespace.older_than
+    if older_than is not None:
+        older_than = seconds_in("--older-than", number("--older-than", older_than))
+    return Options(
+        None if pid is None else int(pid),
+        namespace.host,
+        older_than,
+        namespace.json,
+        namespace.watch,
+    )
+
+
+def run(options: Options) -> int:
+    """Shows it; the exit status. Raises OSError where it cannot be read."""
+    screen = _screen() if options.watch or sys.stdout.isatty() else None
+    if options.watch:
+        return _watch(options, screen)
+    found = _look(options)
+    _tell(found)
+    if options.json:
+        print(_audit_words.as_json(found, options.older_than))
+    elif screen is not None:
+        screen.show(found, options.older_than)
+    else:
+        print(*_audit_words.lines(found, options.older_than), sep="\n")
+    return _FOUND if found.found(options.older_than) else _NOTHING
+
+
+def _look(options: Options) -> Audit:
+    if options.pid is None:
+        return audit_host(unowned=options.host)
+    return audit(options.pid)
+
+
+def _tell(found: Audit) -> None:
+    for note in found.notes:
+        print(f"safesock: {note}", file=sys.stderr)
+
+
+def _screen() -> Any:
+    """None where there is no rich."""
+    try:
+        from safesock._audit_screen import Screen
+    except ImportError:
+        return None
+    return Screen(sys.stdout)
+
+
+def _watch(options: Options, screen: Any) -> int:
+    if screen is None:
+        raise OSError("--watch takes rich: pip install 'safesock[cli]'")
+    with screen:
+        while True:
+            screen.draw(_look(options), options.older_than)
+            time.sleep(_PAUSE)
