@@ -43,7 +43,7 @@ def audit(pid: int | None = None) -> Audit:
         return _audit_of(_own())
     try:
         sockets = dict(_proc.sockets_of(pid))
-        here = _proc.network_of(pid) == _proc.network_of(os.getpid())
+        here = _proc.network_of(pid) == _proc.network_here()
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
     except PermissionError:
@@ -61,7 +61,7 @@ def audit_host(*, unowned: bool) -> Audit:
     """The same of all processes whose descriptors can be read; with *unowned*, what others hold
     too, as far as this network namespace shows it."""
     _refuse_elsewhere()
-    here = _proc.network_of(os.getpid())
+    here = _proc.network_here()
     tables = {here: _table(os.getpid(), True, None)}
     held: list[HeldConnection] = []
     notes: list[str] = []

@@ -174,8 +174,7 @@ def look(fd: int, accepting: Container[int]) -> Row | None:
     """What this descriptor of our own holds; None for what is no TCP connection and never was one.
     *accepting*: the ports that are listened on, as our SYN counts only where we have connected."""
     try:
-        # The family is not asked for: it does not matter for what is asked here.
-        sock = Raw(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        sock = Raw(fileno=fd)
     except OSError:
         return None
     try:

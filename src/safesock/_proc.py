@@ -38,6 +38,11 @@ def network_of(pid: int) -> int:
     return os.stat(f"/proc/{pid}/ns/net").st_ino
 
 
+def network_here() -> int:
+    """The one of this thread, which may be another than its process's."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
 def processes() -> list[int]:
     """All that there are; a kernel's own thread, which has no command line, is none."""
     found = []
