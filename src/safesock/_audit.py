@@ -1,8 +1,8 @@
 """`audit`: the TCP connections that a process holds.
 
-Those of this process are asked by their descriptors. For those of others the kernel's table of the
-network namespace is joined with /proc/PID/fd; what the table does not have, as it is of another
-namespace or over, is asked by a duplicate of the descriptor, where that is allowed.
+The kernel's table of the network namespace is joined with /proc/PID/fd. What the table does not
+have, as it is of another namespace or over, is asked by its descriptor; for another process that is
+a duplicate, where that is allowed.
 """
 
 from __future__ import annotations
@@ -39,11 +39,18 @@ def audit(pid: int | None = None) -> Audit:
     only: OSError elsewhere.
     """
     _refuse_elsewhere()
-    if pid is None or _number(pid) == os.getpid():
-        return _audit_of(_own())
+    own = os.getpid()
+    if pid is None or _number(pid) == own:
+        watched = _watch.watched()
+        return _audit_of(_with_what_is_known(one, watched) for one in _audit_pid(own))
+    return _audit_pid(pid)
+
+
+def _audit_pid(pid: int) -> Audit:
     try:
         sockets = dict(_proc.sockets_of(pid))
-        here = _proc.network_of(pid) == _proc.network_here()
+        # Of our own we can have some in several.
+        here = pid == os.getpid() or _proc.network_of(pid) == _proc.network_here()
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
     except PermissionError:
@@ -179,21 +186,10 @@ def _connection(
 # This process -----------------------------------------------------------------------------------
 
 
-def _own() -> Iterator[HeldConnection]:
-    pid = os.getpid()
-    try:
-        listening = _kernel_diag.listening()
-    except OSError:
-        listening = _proc.connections(pid)[1]
-    watched = _watch.watched()
-    for fd, _ in _proc.sockets_of(pid):
-        row = _kernel_diag.look(fd, listening)
-        if row is not None:
-            one = _connection(pid, fd, row, listening)
-            yield _with_what_is_known(one, watched[fd]) if fd in watched else one
-
-
-def _with_what_is_known(one: HeldConnection, watched: Any) -> HeldConnection:
+def _with_what_is_known(one: HeldConnection, by_fd: dict[int, Any]) -> HeldConnection:
+    watched = None if one.fd is None else by_fd.get(one.fd)
+    if watched is None:
+        return one
     connection = watched.connection if isinstance(watched, Ward) else watched._connection
     peer = one.peer
     if peer is None and connection is not None and isinstance(connection.peer, tuple):

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     Address = tuple[str, int]
 
+_CLOSE_WAIT = TcpState.CLOSE_WAIT.name
+
 
 class HeldConnection(Value):
     """A TCP connection, and the descriptor that holds it: see `audit`.
@@ -98,7 +100,7 @@ class HeldConnection(Value):
     def is_found(self, older_than: float | None = None) -> bool:
         """Whether it is left behind: lost, or in CLOSE_WAIT, and for longer than so many seconds.
         When a lost one was lost is not known: it counts in any case."""
-        if self.lost or self.state != TcpState.CLOSE_WAIT.name:
+        if self.lost or self.state != _CLOSE_WAIT:
             return self.lost
         return older_than is None or (self.age is not None and self.age > older_than)
 

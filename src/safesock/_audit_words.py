@@ -199,16 +199,22 @@ def _them(count: int) -> str:
 
 def as_json(audit: Audit, older_than: float | None) -> str:
     """A list, with an object on each line."""
-    objects = ",\n".join(json.dumps(_object(one, older_than)) for one in audit)
-    return f"[{objects}]"
+    encode = json.JSONEncoder().encode
+    return "[" + ",\n".join(encode(_object(one, older_than)) for one in audit) + "]"
 
 
 def _object(one: HeldConnection, older_than: float | None) -> dict[str, object]:
-    names = ("pid", "fd", "state", "age", "local", "peer", "unread", "unacknowledged")
-    plain: dict[str, object] = {
-        name: getattr(one, name) for name in (*names, "inode", "accepted", "lost")
+    return {
+        "pid": one.pid,
+        "fd": one.fd,
+        "state": one.state,
+        "age": one.age,
+        "local": None if one.local is None else shown(one.local),
+        "peer": None if one.peer is None else shown(one.peer),
+        "unread": one.unread,
+        "unacknowledged": one.unacknowledged,
+        "inode": one.inode,
+        "accepted": one.accepted,
+        "lost": one.lost,
+        "found": one.is_found(older_than),
     }
-    for name in ("local", "peer"):
-        address = getattr(one, name)
-        plain[name] = None if address is None else shown(address)
-    return plain | {"found": one.is_found(older_than)}

@@ -8,6 +8,7 @@ asked by a descriptor: for that of another process, a duplicate is taken for a m
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import struct
@@ -153,7 +154,12 @@ def _row(data: bytes, body: int, end: int, wanted: Container[int] | None) -> Row
 
 
 def _address(family: int, host: bytes, port: bytes) -> Address:
-    return plain(socket.inet_ntop(family, host)), int.from_bytes(port, "big")
+    return _host(family, host), int.from_bytes(port, "big")
+
+
+@functools.lru_cache
+def _host(family: int, host: bytes) -> str:
+    return plain(socket.inet_ntop(family, host))
 
 
 def _age(data: bytes, at: int, end: int) -> float | None:
@@ -208,8 +214,11 @@ def _plain_address(name: Any) -> Address | None:
 
 
 def look_into(pid: int, fds: Iterable[int], accepting: Container[int]) -> dict[int, Row]:
-    """As `look`, for descriptors of another process. Raises OSError where that is not allowed: it
-    takes what ptrace(2) takes."""
+    """As `look`, for descriptors of any process. Raises OSError where that is not allowed: it takes
+    what ptrace(2) takes."""
+    if pid == os.getpid():
+        looked = ((fd, look(fd, accepting)) for fd in fds)
+        return {fd: row for fd, row in looked if row is not None}
     pidfd = os.pidfd_open(pid)
     try:
         found = {}

@@ -18,19 +18,23 @@ _TCP = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
 # Where the inode is in the tables of what is no TCP.
 _OTHERS = {"unix": 6, "udp": 9, "udp6": 9, "raw": 9, "raw6": 9, "netlink": 9, "packet": 8}
 _SHORTEST = 10
+_SOCKET = "socket:["
 
 
 def sockets_of(pid: int) -> Iterator[tuple[int, int]]:
     """The descriptors of its sockets, with their inodes. Raises OSError for a process that is not
     there, or not ours to look into."""
-    folder = f"/proc/{pid}/fd"
-    for name in os.listdir(folder):
-        try:
-            kind, _, inode = os.readlink(f"{folder}/{name}").partition(":")
-        except FileNotFoundError:
-            continue  # Closed meanwhile.
-        if kind == "socket":
-            yield int(name), int(inode.strip("[]"))
+    folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in os.listdir(folder):
+            try:
+                target = os.readlink(name, dir_fd=folder)
+            except FileNotFoundError:
+                continue  # Closed meanwhile.
+            if target.startswith(_SOCKET):
+                yield int(name), int(target[len(_SOCKET) : -1])
+    finally:
+        os.close(folder)
 
 
 def network_of(pid: int) -> int:
