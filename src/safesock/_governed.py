@@ -108,14 +108,14 @@ class GovernedSocket(socket.socket):
         """getsockopt(2). SO_ERROR, with which a non-blocking connect ends, and by which a loss may
         be told, is taken note of. SO_TYPE raises ENOTCONN once the watcher has ended the
         connection: `ssl` asks for it, and would put off the handshake for ever."""
-        if _kernel.asks_for_type(args):
+        if args == _kernel.TYPE:
             self._refuse_if_released()
         try:
             value = super().getsockopt(*args)
         except OSError:
             self._refuse_if_gone()
             raise
-        if self._connection is not None and _kernel.asks_for_error(args):
+        if self._connection is not None and args == _kernel.ERROR:
             return self._socket_error(value)
         return value
 

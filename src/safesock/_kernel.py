@@ -43,8 +43,9 @@ LINUX = sys.platform == "linux"
 HAS_EPOLL = hasattr(select, "epoll")
 Raw = _socket.socket
 SHUT_WR = _socket.SHUT_WR
-# For getsockopt(2): the error of a connect that went on in the background.
+# What getsockopt(2) is asked for: the error of a connect that went on in the background, the type.
 ERROR = _socket.SOL_SOCKET, _socket.SO_ERROR
+TYPE = _socket.SOL_SOCKET, _socket.SO_TYPE
 
 # What a connect that goes on in the background answers (EWOULDBLOCK on Windows).
 CONNECT_GOES_ON = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR, errno.EWOULDBLOCK})
@@ -219,16 +220,6 @@ def linger_in(option: tuple[Any, ...]) -> tuple[bool, int] | None:
         return None
     on, seconds = _LINGER.unpack_from(option[2])
     return bool(on), seconds
-
-
-def asks_for_type(option: tuple[Any, ...]) -> bool:
-    """Whether these arguments of getsockopt(2) are about SO_TYPE."""
-    return option == (_socket.SOL_SOCKET, _socket.SO_TYPE)
-
-
-def asks_for_error(option: tuple[Any, ...]) -> bool:
-    """Whether these arguments of getsockopt(2) are about SO_ERROR."""
-    return option == ERROR
 
 
 def prepare(sock: Raw, policy: Policy) -> None:

@@ -147,7 +147,7 @@ def _connect_ex(methods: Methods, before: Any) -> Any:
 def _getsockopt(methods: Methods, before: Any) -> Any:
     def getsockopt(self: socket.socket, *args: Any) -> Any:
         value = before(self, *args)
-        if not value and _kernel.asks_for_error(args):
+        if not value and args == _kernel.ERROR:
             methods.finished(self)
         return value
 
