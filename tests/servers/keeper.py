@@ -57,9 +57,12 @@ def as_user(name: str | None) -> dict[str, Any]:
 def main(user: str, *command: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, **as_user(user))
-    print(server.pid, flush=True)
-    select.select([sys.stdin, os.pidfd_open(server.pid)], [], [])
-    end_all()
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        print(server.pid, flush=True)
+        select.select([sys.stdin, os.pidfd_open(server.pid)], [], [])
+    finally:
+        end_all()
 
 
 if __name__ == "__main__":
