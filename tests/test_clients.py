@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -38,6 +39,7 @@ CLOSES, WORKS = 60.0, 150.0
 PAUSE = 0.05
 # Its grace is a second; this is only for machines that have much else to do.
 STEPS_IN = 30.0
+SEEN = re.compile(r"^safesock: process \d+: (\d+) connections seen, .*\n", re.MULTILINE)
 
 
 class Case(NamedTuple):
@@ -165,9 +167,13 @@ class Client:
         self._command.say(b"\n")
 
     def ends(self) -> tuple[int, str]:
-        """Its status, and all that it has logged."""
+        """Its status, and all that it has logged, but for safesock's report."""
         status = self._command.end().status
-        return status, comparable(self._log.read_text())
+        return status, comparable(SEEN.sub("", self._log.read_text()))
+
+    def seen(self) -> int:
+        """By the report, the connections that safesock has seen."""
+        return sum(map(int, SEEN.findall(self._log.read_text())))
 
 
 @contextlib.contextmanager
@@ -198,7 +204,7 @@ def test_a_client_behaves_as_before_and_nothing_stays_in_close_wait(
     if importlib.util.find_spec(case.module) is None:
         pytest.skip(f"{case.name} is not installed")
     server = servers.get(case.server)
-    run = [*PROGRAM, "run", *(["--sweep", "1"] if case.sweep else []), "--"]
+    run = [*PROGRAM, "run", "--report", *(["--sweep", "1"] if case.sweep else []), "--"]
     with (
         begun(case, server, tls, count, tmp_path / "plain") as plain,
         begun(case, server, tls, count, tmp_path / "enforced", *run) as enforced,
@@ -228,3 +234,5 @@ def test_a_client_behaves_as_before_and_nothing_stays_in_close_wait(
             one.goes_on()
             outcomes.append((one.uses(), one.uses(), one.ends()))
         assert outcomes[0] == outcomes[1]
+        # It has been there, also where the client needs nobody.
+        assert case.sweep or enforced.seen() >= count
