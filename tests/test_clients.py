@@ -39,7 +39,7 @@ CLOSES, WORKS = 60.0, 150.0
 PAUSE = 0.05
 # Its grace is a second; this is only for machines that have much else to do.
 STEPS_IN = 30.0
-SEEN = re.compile(r"^safesock: process \d+: (\d+) connections seen, .*\n", re.MULTILINE)
+SEEN = re.compile(r"^safesock: process \d+: (\d+) connections? seen, .*\n", re.MULTILINE)
 
 
 class Case(NamedTuple):
