@@ -400,7 +400,7 @@ def test_one_thread_for_many_sockets(peer: Peer) -> None:
             end.half_close()
         for ends in all_ends:
             ends.wait_for_our_end()
-        assert threads() == running
+        assert threads() <= running  # Those of other tests may end.
     finally:
         for sock in socks:
             sock.close()
