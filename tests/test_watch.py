@@ -732,6 +732,7 @@ class Collecting(SafeSocket):
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_watcher_does_not_wait_for_what_it_collects(peer: Peer) -> None:
     """A Drain waits for its peer, in whichever thread the garbage is collected."""
+    threads = threading.enumerate()
     gc.disable()
     try:
         left = create_connection(peer.address, 20, policy=Policy(Drain(600)))
@@ -746,6 +747,8 @@ def test_watcher_does_not_wait_for_what_it_collects(peer: Peer) -> None:
             let_watcher_pass(peer)
     finally:
         gc.enable()
+    # It is waited for at the exit, and made no thread known that was not.
+    assert [one.daemon for one in threading.enumerate() if one not in threads] == [False]
     silent.fin()
     wait_until(lambda: threads_named("safesock-closer") == [], "it is drained")
 
