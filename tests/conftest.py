@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import ssl
@@ -17,6 +18,12 @@ from tls_peer import Certificates, TlsPeer
 def pytest_configure() -> None:
     # A shell starts what runs in its background with SIGINT ignored, and programs inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    # Many tests collect garbage, and need not look each time through thousands of tests for it.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
