@@ -143,7 +143,8 @@ class _Serving:
         try:
             if context is not None:
                 self.tls = True
-                self.sock = self.end.sock = context.wrap_socket(self.sock, server_side=True)
+                self.sock = context.wrap_socket(self.sock, server_side=True)
+                self.end = PeerEnd(self.sock)
             self.got += self.end.read(NUMBER.size)
         except (AssertionError, ConnectionError, ssl.SSLError):
             self.end.close()

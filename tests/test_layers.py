@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import safesock
+import safesock.testing
 
 PACKAGE = Path(safesock.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -93,6 +94,16 @@ LAYERS = [
     "_bootstrap.sitecustomize",
     "cli",
     "__main__",
+    "testing._wait",
+    "testing._acts",
+    "testing._tls_acts",
+    "testing._listener",
+    "testing._refusals",
+    "testing._base",
+    "testing._peer",
+    "testing._async_peer",
+    "testing.__init__",
+    "_pytest_plugin",
 ]
 # The two drivers know nothing of each other.
 SYNCHRONOUS = {"_dial", "_reconnecting", "_reconnecting_tls", "_connector", "_enforce", "__init__"}
@@ -157,6 +168,8 @@ def test_imports_point_to_earlier_layers_only(file: Path) -> None:
     allowed = set(LAYERS[: LAYERS.index(layer(file))])
     if layer(file).startswith("asyncio."):
         allowed -= SYNCHRONOUS
+    if layer(file).startswith("testing."):  # It judges the rest, and so it shares none of it.
+        allowed = {one for one in allowed if one.startswith("testing.")} | {"_kernel"}
     assert layers_imported(parse(file)) <= allowed
 
 
@@ -202,6 +215,12 @@ def test_import_loads_nothing_heavy_and_starts_nothing() -> None:
     ).stdout.split()
     assert "safesock._socket" in loaded
     assert not {name.partition(".")[0] for name in loaded} & HEAVY
+
+
+@pytest.mark.parametrize("name", safesock.testing.__all__)
+def test_everything_for_tests_is_there_and_says_what_it_is(name: str) -> None:
+    assert getattr(safesock.testing, name).__doc__
+    assert name in dir(safesock.testing)
 
 
 @pytest.mark.parametrize("name", safesock.__all__)

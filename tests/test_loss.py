@@ -33,7 +33,7 @@ from calls import (
     reader,
     sendfile,
 )
-from peer import TIMEOUT, Peer, PeerEnd
+from peer import EOF, TIMEOUT, Peer, PeerEnd
 
 import safesock
 from safesock import Cause, Policy, SafeSocket
@@ -708,7 +708,7 @@ def test_after_our_own_shut_wr_reading_goes_on_until_the_peer_closes(
         said = [answer(call, sock) for name, call in WRITES.items()]
         if policy is not None:
             assert governed(sock).loss is None
-        assert end.read_to_end() == (b"all of it", "eof")
+        assert end.read_to_end() == (b"all of it", EOF)
         end.say(b"the answer")
         said.append(sock.recv(4))
         if policy is not None:
@@ -768,7 +768,7 @@ def test_a_half_open_protocol_keeps_its_connection(connect: Connect) -> None:
     assert end.read(16) == b"still listening?"
     assert kernel.state_of(sock) == "CLOSE_WAIT"
     sock.close()
-    assert end.read_to_end() == (b"", "eof")
+    assert end.read_to_end() == (b"", EOF)
 
 
 # on_loss="release" ------------------------------------------------------------------------------

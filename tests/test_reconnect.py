@@ -340,18 +340,6 @@ def accept_and_drop(connector: Connector, peer: Peer, drop: str = "fin") -> None
     assert sock.loss is not None
 
 
-def nobody_waits(peer: Peer) -> bool:
-    """Whether the peer has no connection that it has not accepted."""
-    peer.listener.settimeout(0)
-    try:
-        peer.accept()
-    except BlockingIOError:
-        return True
-    finally:
-        peer.listener.settimeout(TIMEOUT)
-    return False
-
-
 def test_the_loop_is_tenacity_s(refusing: tuple[str, int]) -> None:
     wait, retry = Strategy(0.0), Strategy(True)
     with connecting(refusing, attempts=2, wait=wait, retry=retry) as connector:
@@ -398,7 +386,7 @@ def test_a_budget_that_is_used_up_stays_so_until_confirm(peer: Peer) -> None:
             again = failure(connector)
             assert again.attempts == first.attempts
             assert "confirm()" in str(again)
-        assert nobody_waits(peer)
+        assert peer.nobody_waits()
         connector.confirm()
         wait.numbers.clear()
         assert [str(one) for one in failure(connector).attempts] == ["2", "3"]
@@ -642,7 +630,7 @@ def test_a_peer_that_accepts_and_drops_uses_up_the_attempts(
         assert [type(one) for one in error.attempts] == [kind] * 3
         assert error.__cause__ is error.attempts[-1]
         assert "before it was stable" in str(error.attempts[0]) or drop == "rst"
-        assert nobody_waits(peer)
+        assert peer.nobody_waits()
 
 
 def close_it(sock: SafeSocket, end: PeerEnd) -> None:
@@ -724,7 +712,7 @@ def test_an_interrupt_passes_through_and_leaves_nothing(
         assert caught.value is interrupt
         assert kernel.descriptors() == before
         assert peer.accept().read_to_end() == (b"", EOF)
-        assert nobody_waits(peer)
+        assert peer.nobody_waits()
     assert retry.states == []
 
 

@@ -1,5 +1,4 @@
-"""A TLS peer whose every act a test chooses: `peer.Peer` with a TLS engine in memory, so that what
-TLS says (close_notify) and what TCP says (FIN, RST) are separate acts."""
+"""A TLS peer for our own tests: the certificates, and handshakes that a test makes itself."""
 
 from __future__ import annotations
 
@@ -10,6 +9,9 @@ from typing import TypeVar
 
 import trustme
 from peer import TIMEOUT, Peer, PeerEnd
+
+from safesock.testing import End
+from safesock.testing._tls_acts import TlsActs
 
 NAME = "localhost"
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -37,80 +39,46 @@ class Certificates:
 
 
 class TlsEnd(PeerEnd):
-    """The accepted end of one TLS connection. `fin` and `rst` are TCP's, without close_notify."""
+    """The accepted end of one TLS connection, whose handshake a test makes when it wants to.
+    `read_to_end` gives what is on the wire."""
 
     def __init__(self, end: PeerEnd, context: ssl.SSLContext) -> None:
         super().__init__(end.sock)
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._in, self._out, server_side=True)
+        self._acts: TlsActs = TlsActs(self._acts, context)
+        self.tls = self._acts.tls
 
     def handshake(self) -> None:
-        self._run(self.tls.do_handshake)
-
-    def say(self, data: bytes) -> None:
-        self.tls.write(data)
-        self._flush()
+        self._turn(self.tls.do_handshake)
 
     def say_in_clear(self, data: bytes) -> None:
         """Bytes that are no TLS."""
         self.sock.sendall(data)
 
-    def close_notify(self) -> None:
-        """Says that nothing more will come; does not wait for the answer."""
-        try:
-            self.tls.unwrap()
-        except ssl.SSLWantReadError:
-            pass
-        self._flush()
-
     def answer_close_notify(self) -> None:
         """Waits for the other side's close_notify, and answers it."""
-        self._run(self.tls.unwrap)
-
-    def read(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            part = self._run(self.tls.read, count - len(data))
-            assert part, f"end of file after {data!r}"
-            data += part
-        return data
+        self._turn(self.tls.unwrap)
 
     def handshake_and_say(self, data: bytes) -> None:
         """In one segment with the end of the handshake."""
-        while True:
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._in.write(self.sock.recv(65536))
-            else:
-                return self.say(data)
+
+        def both() -> None:
+            self.tls.do_handshake()
+            self.tls.write(data)
+
+        self._turn(both)
+
+    def read_to_end(self) -> tuple[bytes, End]:
+        return PeerEnd(self.sock).read_to_end()
 
     def read_tls_to_end(self) -> bytes:
         """All that comes before close_notify; an EOFError where there is none."""
-        data = bytearray()
-        while part := self._run(self.tls.read, 65536):
-            data += part
-        return bytes(data)
+        data, how = super().read_to_end()
+        if how is not End.CLOSE_NOTIFY:
+            raise EOFError("end of file amid TLS")
+        return data
 
-    def _run(self, call: Callable[..., Result], *arguments: object) -> Result:
-        while True:
-            try:
-                result = call(*arguments)
-            except ssl.SSLWantReadError:
-                self._flush()
-                data = self.sock.recv(65536)
-                if not data:
-                    raise EOFError("end of file amid TLS") from None
-                self._in.write(data)
-            else:
-                self._flush()
-                return result
-
-    def _flush(self) -> None:
-        data = self._out.read()
-        if data:
-            self.sock.sendall(data)
+    def _turn(self, call: Callable[[], object]) -> None:
+        self._run(self._acts.turn(call), "the client's part of TLS")
 
 
 class TlsPeer(Peer):

@@ -240,6 +240,11 @@ def set_reuse_address(sock: Raw, on: bool) -> None:
     Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_REUSEADDR, int(on))
 
 
+def set_receive_buffer(sock: Raw, size: int) -> None:
+    """SO_RCVBUF, in bytes, of which the kernel makes twice as many."""
+    Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_RCVBUF, size)
+
+
 def prepare_mode(sock: Raw, mode: CloseMode) -> None:
     """What a close mode needs as long as the connection lives."""
     if isinstance(mode, (Abort, Drain)):
@@ -321,7 +326,7 @@ def disconnect(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int 
     connect = load_connect()
     if connect is None:
         return counts(sock, syn=syn, fin_sent=fin_sent)
-    _hide_peer(sock)
+    hide_peer(sock, True)
     sent, queued = counts(sock, syn=syn, fin_sent=fin_sent)
     if connect(sock.fileno()) != 0:
         # Some kernels refuse while somebody waits in recv (EBUSY), whom this wakes.
@@ -330,7 +335,7 @@ def disconnect(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int 
     once = _queue(sock, "TIOCOUTQ")
     connect(sock.fileno())
     twice = _queue(sock, "TIOCOUTQ")
-    _show_peer(sock)
+    hide_peer(sock, False)
     # Others wake by this, which puts nothing on the wire; but not first, as OpenSSL answers the end
     # of file with an alert.
     shutdown(sock, _socket.SHUT_RD)
@@ -349,9 +354,9 @@ def reset_keeping_input(sock: Raw) -> bool:
     sends, so the first probe, due at once as nothing has come for a second, is not answered. While
     sent data is unacknowledged there are no probes, and what the peer answers to it is needed.
     """
-    _hide_peer(sock)
+    hide_peer(sock, True)
     if _queue(sock, "TIOCOUTQ"):
-        _show_peer(sock)
+        hide_peer(sock, False)
         return False
     try:
         Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 0)
@@ -361,18 +366,16 @@ def reset_keeping_input(sock: Raw) -> bool:
     return True
 
 
-def _hide_peer(sock: Raw) -> None:
+def hide_peer(sock: Raw, hidden: bool) -> bool:
+    """Puts a filter before this socket that drops all that comes (SO_ATTACH_FILTER), for one that
+    listens also SYNs, or takes it away. False where that can not be done."""
+    load_connect()
+    choice = (_SO_ATTACH_FILTER, _drop_all) if hidden else (_SO_DETACH_FILTER, 0)
     try:
-        Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all)
+        Raw.setsockopt(sock, _socket.SOL_SOCKET, *choice)
     except OSError:
-        pass  # Somebody else has closed it.
-
-
-def _show_peer(sock: Raw) -> None:
-    try:
-        Raw.setsockopt(sock, _socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-    except OSError:
-        pass  # It was not hidden, or somebody else has closed the socket.
+        return False  # It was not hidden, or somebody else has closed the socket.
+    return True
 
 
 def _tcp_info(sock: Raw) -> bytes:

@@ -1,0 +1,97 @@
+"""A listening socket that can refuse, and fall silent, on one and the same port."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+from safesock import _kernel
+from safesock.testing._wait import Steps, Wait
+
+_BACKLOG = 128
+
+
+class Listener:
+    """Listens from the beginning. Its port stays its own as long as it is open."""
+
+    def __init__(self, host: str, port: int, receive_buffer: int | None) -> None:
+        self._lock = threading.Lock()
+        self._refused = 0
+        self._gate: tuple[socket.socket, socket.socket] | None = None
+        with contextlib.ExitStack() as stack:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self.sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            if receive_buffer is not None:  # Before the connection: it decides the window.
+                _kernel.set_receive_buffer(self.sock, receive_buffer)
+            _bind(self.sock, host, port)
+            self.sock.listen(_BACKLOG)
+            self._stack = stack.pop_all()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Its host and port."""
+        host, port = self.sock.getsockname()[:2]
+        return host, port
+
+    def take(self) -> Steps[socket.socket]:
+        """accept(2). While it refuses, waits until it does not."""
+        while True:
+            refused, gate = self._refused, self._gate
+            if gate is not None:
+                yield Wait(gate[0])
+                continue
+            yield Wait(self.sock)
+            try:
+                return self.sock.accept()[0]
+            except BlockingIOError:
+                continue
+            except OSError:
+                if self._refused == refused:
+                    raise
+
+    def refuse(self) -> None:
+        """From now on a connect gets ECONNREFUSED; who has not been accepted gets RST."""
+        with self._lock:
+            if self._gate is None:
+                # Who waits for a connection waits for this instead: closed, it can be read.
+                self._gate = socket.socketpair()
+                self._stack.enter_context(self._gate[0])
+                self._stack.enter_context(self._gate[1])
+                self._refused += 1
+                # Linux takes it back from LISTEN to CLOSE; it keeps the port, as `_bind` chose it.
+                self.sock.shutdown(socket.SHUT_RD)
+
+    def listen(self) -> None:
+        """Ends `refuse`. May be called again."""
+        with self._lock:
+            if self._gate is not None and self.sock.fileno() >= 0:
+                self.sock.listen(_BACKLOG)
+                gate, self._gate = self._gate, None
+                gate[1].close()
+
+    def hide(self) -> None:
+        """From now on SYNs are dropped. Raises OSError where the system has no such filter."""
+        if not _kernel.hide_peer(self.sock, True):
+            raise OSError("black_hole needs Linux, and a peer that is open")
+
+    def show(self) -> None:
+        """Ends `hide`. May be called again."""
+        _kernel.hide_peer(self.sock, False)
+
+    def close(self) -> None:
+        """close(2). May be called again."""
+        with self._lock:
+            self._stack.close()
+
+
+def _bind(sock: socket.socket, host: str, port: int) -> None:
+    # A port that the kernel chose is given back when the socket no longer listens; one that was
+    # asked for is not. Another socket holds the chosen one until it is asked for.
+    with socket.socket(sock.family, socket.SOCK_STREAM) as holder:
+        _kernel.set_reuse_address(sock, True)
+        if port == 0:
+            _kernel.set_reuse_address(holder, True)
+            holder.bind((host, 0))
+            port = holder.getsockname()[1]
+        sock.bind((host, port))
