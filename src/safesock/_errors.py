@@ -100,7 +100,7 @@ class LocalPortBusyError(OSError):
         self.call = call
         self.local = local
         self.peer = peer
-        self.holders = tuple(holders)
+        self.holders: tuple[PortHolder, ...] = tuple(holders)
 
     @classmethod
     def _of(cls, error: OSError, *fields: Any) -> Self:
@@ -149,7 +149,7 @@ class ReconnectError(ConnectionError):
     ) -> None:
         super().__init__(reason)
         self.address = address
-        self.attempts = list(attempts)
+        self.attempts: list[BaseException] = list(attempts)
         self.reason = reason
 
     def __str__(self) -> str:

@@ -83,24 +83,6 @@ def cause_of(error: OSError) -> Cause | None:
     return None if error.errno is None else CAUSE_BY_ERRNO.get(error.errno)
 
 
-_FIELDS = """
-    cause: a `Cause`.
-    error: the exception that told of the loss, without its traceback, or None.
-    local, peer: the addresses, as `getsockname` and `getpeername` gave them.
-    connection: which one it was: connections are numbered from 1 in each process.
-    lifetime: seconds from the connect to this record.
-    sent: bytes that `send` accepted, over the whole connection; for TLS, bytes on the wire, with
-        the handshake. Those that others sent who hold the same connection are among them.
-    unacknowledged: those of them that the peer's kernel had not acknowledged (SIOCOUTQ). What is
-        acknowledged has reached the peer's kernel: that is not to say that the peer's program has
-        read it, let alone acted on it.
-    unread: bytes received that the program had not read at the time of this record; for TLS,
-        decrypted ones and those of records still encrypted.
-
-    Numbers that the system does not tell are None.
-    """
-
-
 class End(Value):
     """What `Loss` and `CloseReport` have in common."""
 
@@ -151,18 +133,33 @@ class End(Value):
 
 
 class Loss(End):
-    __doc__ = f"""How a connection was lost, before its owner closed it: `sock.loss`.
-{_FIELDS}"""
+    """How a connection was lost, before its owner closed it: `sock.loss`.
+
+    cause: a `Cause`.
+    error: the exception that told of the loss, without its traceback, or None.
+    local, peer: the addresses, as `getsockname` and `getpeername` gave them.
+    connection: which one it was: connections are numbered from 1 in each process.
+    lifetime: seconds from the connect to this record.
+    sent: bytes that `send` accepted, over the whole connection; for TLS, bytes on the wire, with
+        the handshake. Those that others sent who hold the same connection are among them.
+    unacknowledged: those of them that the peer's kernel had not acknowledged (SIOCOUTQ). What is
+        acknowledged has reached the peer's kernel: that is not to say that the peer's program has
+        read it, let alone acted on it.
+    unread: bytes received that the program had not read at the time of this record; for TLS,
+        decrypted ones and those of records still encrypted.
+
+    Numbers that the system does not tell are None.
+    """
 
     __slots__ = ()
 
 
 class CloseReport(End):
-    __doc__ = f"""How a connection was closed: `sock.close_report`, once its descriptor was closed.
+    """How a connection was closed: `sock.close_report`, once its descriptor was closed.
 
     The bytes are counted when the close was done; those unacknowledged, with `Linger`, when the
-    kernel began to wait.
-{_FIELDS}
+    kernel began to wait. The fields are those of a `Loss`, and:
+
     mode: the close mode that was carried out.
     reset: whether this side sent RST: `Abort`, or a `Drain` that met its timeout.
     """

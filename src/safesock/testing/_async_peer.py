@@ -113,14 +113,17 @@ class AsyncPeerEnd(BaseEnd):
         await self._write(self._acts.close_notify(), what)
 
     def fin(self) -> None:
+        """As `PeerEnd.fin`."""
         self._waiting.give_up()
         super().fin()
 
     def rst(self) -> None:
+        """As `PeerEnd.rst`."""
         self._waiting.give_up()
         super().rst()
 
     def close(self) -> None:
+        """As `PeerEnd.close`."""
         self._waiting.give_up()
         super().close()
 
@@ -156,6 +159,7 @@ class AsyncScriptedPeer(BasePeer[AsyncPeerEnd]):
         return await self._waiting.run(self._take(), self._waiting.reads, self.timeout, what)
 
     def close(self) -> None:
+        """As `ScriptedPeer.close`."""
         self._waiting.give_up()
         super().close()
 

@@ -108,7 +108,7 @@ class BasePeer(Generic[AnyEnd]):
             raise TypeError("tls is a server's ssl.SSLContext, with its certificate loaded")
         self.timeout = timeout
         self.ends: list[AnyEnd] = []
-        self.dropped = 0
+        self.dropped: int = 0
         self._tls = tls
         self._lock = threading.Lock()
         self._drops: deque[End] = deque()
@@ -117,7 +117,7 @@ class BasePeer(Generic[AnyEnd]):
         self._listener = Listener(host, port, receive_buffer)
         self._arrived = _Arrivals[AnyEnd]()
         self.listener.settimeout(timeout)
-        self.address = self._listener.address
+        self.address: tuple[str, int] = self._listener.address
         if tls is not None:
             self._accept_in_background()
 
