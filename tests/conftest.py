@@ -22,6 +22,9 @@ def pytest_configure() -> None:
 
 def pytest_collection_finish() -> None:
     # Many tests collect garbage, and need not look each time through thousands of tests for it.
+    # hypothesis comes at the end anyway, and then finds nobody who refers to what is frozen.
+    import hypothesis  # noqa: F401
+
     gc.collect()
     gc.freeze()
 
