@@ -38,6 +38,23 @@ def test_its_acts_have_the_same_names(loop: Loop) -> None:
     loop.run(main())
 
 
+def test_who_accepts_at_a_peer_that_is_closed_is_told_so(
+    certificates: Certificates, loop: Loop
+) -> None:
+    async def main() -> None:
+        for context in (None, certificates.server()):
+            async with AsyncScriptedPeer(tls=context) as peer:
+                accepting = asyncio.create_task(peer.accept())
+                await asyncio.sleep(0)
+                peer.close()
+                with pytest.raises(ConnectionAbortedError):
+                    await accepting
+                with pytest.raises(RuntimeError, match="this peer has been closed"):
+                    await peer.accept()
+
+    loop.run(main())
+
+
 def test_an_accept_waits_while_connects_are_refused_and_dropped(loop: Loop) -> None:
     async def main() -> None:
         async with AsyncScriptedPeer() as peer:
@@ -73,7 +90,7 @@ def test_a_read_that_is_cancelled_loses_nothing(loop: Loop) -> None:
     loop.run(main())
 
 
-@pytest.mark.parametrize("how", ["fin", "rst", "close"])
+@pytest.mark.parametrize("how", ["fin", "rst", "close", "black_hole"])
 def test_who_reads_at_an_end_that_is_closed_is_told_so(loop: Loop, how: str) -> None:
     async def main() -> None:
         async with AsyncScriptedPeer() as peer:
@@ -88,7 +105,7 @@ def test_who_reads_at_an_end_that_is_closed_is_told_so(loop: Loop, how: str) -> 
                 if how == "rst":
                     with pytest.raises(ConnectionResetError):
                         client.recv(1)
-                else:
+                elif how != "black_hole":
                     assert client.recv(1) == b""
 
     loop.run(main())

@@ -12,6 +12,7 @@ from safesock.testing._wait import Background, Steps, Wait
 _LARGE = 65536
 _SMALL_BUFFER = 4096
 _PORTIONS_PER_SECOND = 20
+_MOST = 10**9
 
 
 class End(enum.StrEnum):
@@ -38,23 +39,32 @@ class Acts:
 
     def say(self, data: bytes) -> Steps[None]:
         """send(2), until all is accepted by this side's kernel."""
+        view = as_bytes("data", data)
         self.check()
-        yield from self._send(data)
+        yield from self._send(view)
 
     def read(self, count: int) -> Steps[bytes]:
         """Exactly *count* bytes."""
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"count is a number of bytes: not {count!r}")
+        if count < 0:
+            raise ValueError(f"count is a number of bytes, 0 or more: not {count}")
         self.check()
         self._stop_slow_reader()
         while len(self.kept) < count:
-            part = yield from self._receive(count - len(self.kept))
-            if isinstance(part, End):
-                raise AssertionError(
-                    f"{count} bytes were to come: {part.name} came after {bytes(self.kept)!r}"
-                )
-            self.kept += part
-        data = bytes(self.kept[:count])
-        del self.kept[:count]
-        return data
+            yield from self._keep(count - len(self.kept), f"{count} bytes")
+        return self._take(count)
+
+    def read_until(self, separator: bytes) -> Steps[bytes]:
+        """All that comes up to *separator*, and it."""
+        separator = as_bytes("separator", separator).tobytes()
+        if not separator:
+            raise ValueError("separator is one byte or more")
+        self.check()
+        self._stop_slow_reader()
+        while (place := self.kept.find(separator)) < 0:
+            yield from self._keep(_LARGE, repr(separator))
+        return self._take(place + len(separator))
 
     def read_to_end(self) -> Steps[tuple[bytes, End]]:
         """All that comes, and how it ended."""
@@ -83,7 +93,7 @@ class Acts:
 
     def fin(self) -> None:
         """FIN, then close(2) with nothing unread, as that would send RST."""
-        self.check()
+        self._check_open()
         self.stop()
         with contextlib.suppress(OSError):  # It is over already, or there is no more to read.
             self.sock.shutdown(socket.SHUT_WR)
@@ -93,14 +103,15 @@ class Acts:
         self.sock.close()
 
     def rst(self) -> None:
-        """SO_LINGER(1, 0), close(2)."""
-        self.check()
+        """connect(2) to AF_UNSPEC where there is that, as close(2) waits for who else has it."""
+        self._check_open()
         self.stop()
         _kernel.set_linger(self.sock, 0)
+        _kernel.disconnect(self.sock, syn=0, fin_sent=False)
         self.sock.close()
 
     def black_hole(self) -> None:
-        """Never reads nor writes again; the receive buffer is made small."""
+        """Neither reads nor writes again; the receive buffer is made small."""
         self.check()
         self.stop()
         self._is_hole = True
@@ -108,8 +119,7 @@ class Acts:
 
     def slow_reader(self, rate: float) -> None:
         """Keeps *rate* bytes per second, in a thread of its own."""
-        if not rate > 0:
-            raise ValueError(f"rate is in bytes per second, more than 0: not {rate!r}")
+        check_amount("rate", "bytes per second", rate)
         self.check()
         self._stop_slow_reader()
         _kernel.set_receive_buffer(self.sock, _SMALL_BUFFER)
@@ -128,10 +138,27 @@ class Acts:
 
     def check(self) -> None:
         """Raises RuntimeError when there is no more that this end may do."""
+        self._check_open()
+        if self._is_hole:
+            raise RuntimeError("a black hole neither reads nor writes: only fin, rst, close end it")
+
+    def _check_open(self) -> None:
         if self.sock.fileno() < 0:
             raise RuntimeError("this end has been closed: accept the next one")
-        if self._is_hole:
-            raise RuntimeError("a black hole does nothing any more: close it, or accept another")
+
+    def _keep(self, most: int, what: str) -> Steps[None]:
+        """Reads on. Raises AssertionError, as *what* was to come, when the end comes instead."""
+        part = yield from self._receive(most)
+        if isinstance(part, End):
+            raise AssertionError(
+                f"{what} were to come: {part.name} came after {bytes(self.kept)!r}"
+            )
+        self.kept += part
+
+    def _take(self, count: int) -> bytes:
+        data = bytes(self.kept[:count])
+        del self.kept[:count]
+        return data
 
     def _stop_slow_reader(self) -> None:
         if self._slow is not None:
@@ -165,12 +192,28 @@ class Acts:
                 self._reset = True
                 raise
 
-    def _send(self, data: bytes) -> Steps[None]:
-        rest = memoryview(data)
+    def _send(self, data: memoryview) -> Steps[None]:
+        rest = data
         while rest:
             yield Wait(self.sock, write=True)
             with contextlib.suppress(BlockingIOError):
                 rest = rest[self.sock.send(rest) :]
+
+
+def check_amount(name: str, unit: str, value: float) -> None:
+    """Raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of {unit}: not {value!r}")
+    if not 0 < value <= _MOST:
+        raise ValueError(f"{name} is in {unit}, more than 0 and at most {_MOST:,}: not {value!r}")
+
+
+def as_bytes(name: str, data: bytes) -> memoryview:
+    """Any buffer, byte by byte. Raises TypeError."""
+    try:
+        return memoryview(data).cast("B")
+    except TypeError:
+        raise TypeError(f"{name} is bytes: not {type(data).__name__}") from None
 
 
 def _no_tls() -> RuntimeError:

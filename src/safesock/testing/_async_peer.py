@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Self, TypeVar
 
 from safesock.testing._acts import End
 from safesock.testing._base import BaseEnd, BasePeer
-from safesock.testing._wait import TIMEOUT, Steps, late
+from safesock.testing._peer import READS
+from safesock.testing._wait import Steps, Waits, given_up, late
 
 Result = TypeVar("Result")
 
 
-class _Waiting:
-    """All waits of one end, or of one peer."""
+class _Waiting(Waits):
+    """Those of tasks."""
 
     def __init__(self) -> None:
         # A loop tells of each socket to one task only.
         self.reads, self.writes, self.shakes = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
         self._removals: dict[asyncio.Future[None], Callable[[], object]] = {}
+
+    def prepare(self, sock: socket.socket, timeout: float) -> None:  # noqa: ARG002
+        sock.setblocking(False)
 
     async def run(
         self, steps: Steps[Result], lock: asyncio.Lock, timeout: float, what: str
@@ -40,11 +43,10 @@ class _Waiting:
             steps.close()
 
     def give_up(self) -> None:
-        """Before their sockets are closed: whoever waits gets ConnectionAbortedError."""
         for future, remove in list(self._removals.items()):
             remove()
             if not future.done():
-                future.set_exception(ConnectionAbortedError("closed while it was waited for"))
+                future.set_exception(given_up())
         self._removals.clear()
 
     async def _run(self, steps: Steps[Result]) -> Result:
@@ -79,19 +81,20 @@ class AsyncPeerEnd(BaseEnd):
     """`PeerEnd` with the same names. What may have to wait is a coroutine; what acts at once is a
     plain method. A read that is cancelled loses nothing: the next one gets it."""
 
-    def __init__(self, sock: socket.socket, timeout: float = TIMEOUT) -> None:
-        super().__init__(sock, timeout)
-        sock.setblocking(False)
-        self._waiting = _Waiting()
+    _waits = _Waiting
+    _waiting: _Waiting
 
     async def say(self, data: bytes) -> None:
         """As `PeerEnd.say`."""
-        what = f"the client reads, as {len(data)} bytes are sent to it"
-        await self._write(self._acts.say(data), what)
+        await self._write(self._acts.say(data), READS)
 
     async def read(self, count: int) -> bytes:
         """As `PeerEnd.read`."""
         return await self._read(self._acts.read(count), f"{count} bytes from the client")
+
+    async def read_until(self, separator: bytes) -> bytes:
+        """As `PeerEnd.read_until`."""
+        return await self._read(self._acts.read_until(separator), f"{separator!r} from the client")
 
     async def read_to_end(self) -> tuple[bytes, End]:
         """As `PeerEnd.read_to_end`."""
@@ -112,21 +115,6 @@ class AsyncPeerEnd(BaseEnd):
         what = "the TLS handshake, before close_notify is sent"
         await self._write(self._acts.close_notify(), what)
 
-    def fin(self) -> None:
-        """As `PeerEnd.fin`."""
-        self._waiting.give_up()
-        super().fin()
-
-    def rst(self) -> None:
-        """As `PeerEnd.rst`."""
-        self._waiting.give_up()
-        super().rst()
-
-    def close(self) -> None:
-        """As `PeerEnd.close`."""
-        self._waiting.give_up()
-        super().close()
-
     async def _read(self, steps: Steps[Result], what: str) -> Result:
         return await self._waiting.run(steps, self._waiting.reads, self.timeout, what)
 
@@ -139,29 +127,13 @@ class AsyncScriptedPeer(BasePeer[AsyncPeerEnd]):
     once, as `refusing` does, is a plain method."""
 
     _end = AsyncPeerEnd
-
-    def __init__(
-        self,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        *,
-        tls: ssl.SSLContext | None = None,
-        timeout: float = TIMEOUT,
-        receive_buffer: int | None = None,
-    ) -> None:
-        self._waiting = _Waiting()
-        super().__init__(host, port, tls=tls, timeout=timeout, receive_buffer=receive_buffer)
-        self.listener.setblocking(False)
+    _waits = _Waiting
+    _waiting: _Waiting
 
     async def accept(self) -> AsyncPeerEnd:
         """As `ScriptedPeer.accept`."""
         what = f"a connection to {self.address}"
         return await self._waiting.run(self._take(), self._waiting.reads, self.timeout, what)
-
-    def close(self) -> None:
-        """As `ScriptedPeer.close`."""
-        self._waiting.give_up()
-        super().close()
 
     async def __aenter__(self) -> Self:
         return self

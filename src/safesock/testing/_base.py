@@ -10,19 +10,22 @@ from collections import deque
 from typing import Generic, TypeVar
 
 from safesock.testing import _refusals
-from safesock.testing._acts import Acts, End
+from safesock.testing._acts import Acts, End, check_amount
 from safesock.testing._listener import Listener
 from safesock.testing._tls_acts import TlsActs
-from safesock.testing._wait import TIMEOUT, Background, Steps, Wait
+from safesock.testing._wait import TIMEOUT, Background, Steps, Wait, Waits
 
 
 class BaseEnd:
     """The accepted end of one connection, as far as it acts at once."""
 
+    _waits: type[Waits]
+    _waiting: Waits
+
     def __init__(self, sock: socket.socket, timeout: float = TIMEOUT) -> None:
         self.timeout = timeout
-        # With it no call waits longer in C than it would here.
-        sock.settimeout(timeout)
+        self._waiting = self._waits()
+        self._waiting.prepare(sock, timeout)
         self._acts: Acts = Acts(sock)
 
     @property
@@ -38,7 +41,12 @@ class BaseEnd:
     def start_tls(self, context: ssl.SSLContext) -> None:
         """From here on this end is a TLS server's. The handshake is made in the background, so that
         the test's own thread can be the client."""
+        _check_server(context)
         self._acts.check()
+        if isinstance(self._acts, TlsActs):
+            raise RuntimeError(
+                "this end speaks TLS already: with tls=context it does from the start"
+            )
         self._acts.stop()
         self._acts = acts = TlsActs(self._acts, context)
         acts.begin()
@@ -50,17 +58,21 @@ class BaseEnd:
     def fin(self) -> None:
         """FIN, and nobody is there any more: what the client sends from now on is answered with
         RST. What it had sent is read first, as the kernel would send RST in place of FIN."""
+        self._waiting.give_up()
         self._acts.fin()
 
     def rst(self) -> None:
-        """RST (SO_LINGER(1, 0) and close(2)): the client gets ECONNRESET."""
+        """RST: the client gets ECONNRESET, also where a forked child has this connection too."""
+        self._waiting.give_up()
         self._acts.rst()
 
     def black_hole(self) -> None:
-        """Stays open, and never reads nor writes: the client's send blocks once the window is full.
+        """Stays open until `fin`, `rst` or `close`, and neither reads nor writes: the client's send
+        blocks once the window is full.
 
         That is when the kernel's buffers are, which takes less with a peer's *receive_buffer*.
         """
+        self._waiting.give_up()
         self._acts.black_hole()
 
     def slow_reader(self, rate: float) -> None:
@@ -74,6 +86,7 @@ class BaseEnd:
 
     def close(self) -> None:
         """close(2), whatever that sends. May be called again."""
+        self._waiting.give_up()
         self._acts.close()
 
     def __repr__(self) -> str:
@@ -92,6 +105,8 @@ class BasePeer(Generic[AnyEnd]):
     """
 
     _end: type[AnyEnd]
+    _waits: type[Waits]
+    _waiting: Waits
 
     def __init__(
         self,
@@ -102,21 +117,23 @@ class BasePeer(Generic[AnyEnd]):
         timeout: float = TIMEOUT,
         receive_buffer: int | None = None,
     ) -> None:
-        if not timeout > 0:
-            raise ValueError(f"timeout is in seconds, more than 0: not {timeout!r}")
-        if tls is not None and not isinstance(tls, ssl.SSLContext):
-            raise TypeError("tls is a server's ssl.SSLContext, with its certificate loaded")
+        check_amount("timeout", "seconds", timeout)
+        if tls is not None:
+            _check_server(tls)
         self.timeout = timeout
         self.ends: list[AnyEnd] = []
         self.dropped: int = 0
         self._tls = tls
         self._lock = threading.Lock()
+        self._is_closed = False
+        self._refusing_next = contextlib.ExitStack()
         self._drops: deque[End] = deque()
         self._background: list[Background[None]] = []
         self._acceptor: Background[None] | None = None
         self._listener = Listener(host, port, receive_buffer)
         self._arrived = _Arrivals[AnyEnd]()
-        self.listener.settimeout(timeout)
+        self._waiting = self._waits()
+        self._waiting.prepare(self.listener, timeout)
         self.address: tuple[str, int] = self._listener.address
         if tls is not None:
             self._accept_in_background()
@@ -130,8 +147,10 @@ class BasePeer(Generic[AnyEnd]):
         """Connects get ECONNREFUSED, from now until the end of the `with` block, or `close()`, of
         what this gives. Connections that nobody has accepted get RST.
 
-        It is a real refusal: the socket keeps the port and does not listen (Linux only).
+        It is a real refusal: the socket keeps the port and does not listen (Linux only: elsewhere
+        OSError). Raises RuntimeError when the peer has been closed, as all of its acts do.
         """
+        self._check()
         self._listener.refuse()
         stack = contextlib.ExitStack()
         stack.callback(self._listener.listen)
@@ -143,19 +162,21 @@ class BasePeer(Generic[AnyEnd]):
         A closed port counts nothing. Python does, and so it listens again just before the connect
         after that is made: by a client in this process that connects by Python's sockets, of
         whatever class, one attempt after the other. A client in C (libpq, uvloop), or in another
-        process, is refused too but not counted: for it, take `refusing`. Raises ValueError for
-        fewer than 1.
+        process, is refused too but not counted: for it, take `refusing`. A second call
+        begins to count anew. Raises ValueError for fewer than 1.
         """
         left = iter(range(_number(n)))
+        refusing = self.refusing()
 
         def connects() -> None:
             with self._lock:
                 if next(left, None) is None:
-                    _refusals.forget(self.address)
-                    self._listener.listen()
+                    refusing.close()
 
-        self._listener.refuse()
-        _refusals.watch(self.address, connects)
+        with self._lock:
+            refusing.callback(_refusals.watch(self.address, connects))
+            self._refusing_next.close()
+            self._refusing_next = refusing
 
     def accept_and_drop(self, n: int, how: End = End.FIN) -> None:
         """The next *n* connections, those that wait to be accepted included, are accepted and
@@ -166,8 +187,10 @@ class BasePeer(Generic[AnyEnd]):
         """
         if how not in (End.FIN, End.RST):
             raise ValueError(f"a connection is dropped by End.FIN or End.RST: not {how!r}")
+        drops = [End(how)] * _number(n)
+        self._check()
         with self._lock:
-            self._drops.extend([how] * _number(n))
+            self._drops.extend(drops)
             running = self._acceptor is not None
         if not running:
             self._accept_in_background()
@@ -179,6 +202,7 @@ class BasePeer(Generic[AnyEnd]):
         A filter drops what comes for the listening socket (Linux only: elsewhere OSError).
         Connections that are made already are not concerned.
         """
+        self._check()
         self._listener.hide()
         stack = contextlib.ExitStack()
         stack.callback(self._listener.show)
@@ -187,7 +211,9 @@ class BasePeer(Generic[AnyEnd]):
     def close(self) -> None:
         """Closes the listening socket and all ends, and ends what goes on in the background. May be
         called again."""
-        _refusals.forget(self.address)
+        self._is_closed = True
+        self._waiting.give_up()
+        self._refusing_next.close()
         for thread in self._background:
             thread.stop()
         for end in self.ends:
@@ -200,11 +226,16 @@ class BasePeer(Generic[AnyEnd]):
 
     def _take(self) -> Steps[AnyEnd]:
         """The next connection's end."""
+        self._check()
         if self._tls is not None:
             return (yield from self._arrived.get())
         while (thread := self._acceptor) is not None:
             yield from thread.finished()
         return self._add((yield from self._listener.take()))
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this peer has been closed: make another")
 
     def _add(self, sock: socket.socket) -> AnyEnd:
         end = self._end(sock, self.timeout)
@@ -265,6 +296,16 @@ class _Arrivals(Generic[AnyEnd]):
     def close(self) -> None:
         self._signals.close()
         self._signal.close()
+
+
+def _check_server(context: ssl.SSLContext) -> None:
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError("the context is a server's ssl.SSLContext, with its certificate loaded")
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            "the context is a client's: a server's is ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), with"
+            " its certificate loaded"
+        )
 
 
 def _number(n: int) -> int:

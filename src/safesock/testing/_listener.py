@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 
@@ -16,8 +17,12 @@ class Listener:
     """Listens from the beginning. Its port stays its own as long as it is open."""
 
     def __init__(self, host: str, port: int, receive_buffer: int | None) -> None:
+        _check(host, port, receive_buffer)
         self._lock = threading.Lock()
+        self._accepting = threading.Lock()
+        self._process = os.getpid()
         self._refused = 0
+        self._holds = 0
         self._gate: tuple[socket.socket, socket.socket] | None = None
         with contextlib.ExitStack() as stack:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -43,7 +48,10 @@ class Listener:
                 continue
             yield Wait(self.sock)
             try:
-                return self.sock.accept()[0]
+                # Several threads may wait: none of them in C, where nobody can give it up.
+                with self._accepting:
+                    if _kernel.ready(self.sock, 0):
+                        return self.sock.accept()[0]
             except BlockingIOError:
                 continue
             except OSError:
@@ -52,7 +60,10 @@ class Listener:
 
     def refuse(self) -> None:
         """From now on a connect gets ECONNREFUSED; who has not been accepted gets RST."""
+        if not _kernel.LINUX:
+            raise OSError("refusals need Linux: elsewhere close the peer, and make one on its port")
         with self._lock:
+            self._holds += 1
             if self._gate is None:
                 # Who waits for a connection waits for this instead: closed, it can be read.
                 self._gate = socket.socketpair()
@@ -63,9 +74,10 @@ class Listener:
                 self.sock.shutdown(socket.SHUT_RD)
 
     def listen(self) -> None:
-        """Ends `refuse`. May be called again."""
+        """Ends one `refuse`; the last one listens again."""
         with self._lock:
-            if self._gate is not None and self.sock.fileno() >= 0:
+            self._holds -= 1
+            if self._holds == 0 and self._gate is not None and self._is_own():
                 self.sock.listen(_BACKLOG)
                 gate, self._gate = self._gate, None
                 gate[1].close()
@@ -77,12 +89,35 @@ class Listener:
 
     def show(self) -> None:
         """Ends `hide`. May be called again."""
-        _kernel.hide_peer(self.sock, False)
+        if self._is_own():
+            _kernel.hide_peer(self.sock, False)
 
     def close(self) -> None:
-        """close(2). May be called again."""
+        """close(2), of a socket that listens no more, whoever else has it. May be called again."""
         with self._lock:
+            if self._is_own():
+                with contextlib.suppress(OSError):  # It does not listen.
+                    self.sock.shutdown(socket.SHUT_RD)
             self._stack.close()
+
+    def _is_own(self) -> bool:
+        # In a forked child it is open too, and its parent's affair.
+        return self.sock.fileno() >= 0 and os.getpid() == self._process
+
+
+def _check(host: str, port: int, receive_buffer: int | None) -> None:
+    if not isinstance(host, str):
+        raise TypeError(f"host is a name or an address, as str: not {host!r}")
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port is a number: not {port!r}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is from 0 (any that is free) to 65535: not {port}")
+    if receive_buffer is not None and (
+        isinstance(receive_buffer, bool) or not isinstance(receive_buffer, int)
+    ):
+        raise TypeError(f"receive_buffer is a number of bytes: not {receive_buffer!r}")
+    if receive_buffer is not None and not 0 < receive_buffer < 2**30:
+        raise ValueError(f"receive_buffer is 1 byte or more, less than 1 GiB: not {receive_buffer}")
 
 
 def _bind(sock: socket.socket, host: str, port: int) -> None:
@@ -90,7 +125,7 @@ def _bind(sock: socket.socket, host: str, port: int) -> None:
     # asked for is not. Another socket holds the chosen one until it is asked for.
     with socket.socket(sock.family, socket.SOCK_STREAM) as holder:
         _kernel.set_reuse_address(sock, True)
-        if port == 0:
+        if port == 0 and _kernel.LINUX:  # Elsewhere it never stops to listen.
             _kernel.set_reuse_address(holder, True)
             holder.bind((host, 0))
             port = holder.getsockname()[1]

@@ -6,24 +6,35 @@ from typing import Self, TypeVar
 
 from safesock.testing._acts import End
 from safesock.testing._base import AnyEnd, BaseEnd, BasePeer
-from safesock.testing._wait import Steps, run
+from safesock.testing._wait import Steps, Waiting
 
 Result = TypeVar("Result")
+READS = "the client reads what is sent to it: its window is full"
 
 
 class PeerEnd(BaseEnd):
     """The accepted end of one connection. Its methods are named by what they put on the wire.
 
     timeout: the seconds after which what waits raises TimeoutError.
+
+    What waits in another thread when this end is closed raises ConnectionAbortedError.
     """
+
+    _waits = Waiting
+    _waiting: Waiting
 
     def say(self, data: bytes) -> None:
         """Sends it. Raises OSError when the connection is over."""
-        self._run(self._acts.say(data), f"the client reads, as {len(data)} bytes are sent to it")
+        self._run(self._acts.say(data), READS)
 
     def read(self, count: int) -> bytes:
         """Exactly *count* bytes. Raises AssertionError when the client's end comes before that."""
         return self._run(self._acts.read(count), f"{count} bytes from the client")
+
+    def read_until(self, separator: bytes) -> bytes:
+        """All that comes up to *separator*, and it; what comes after is for the next read. Raises
+        AssertionError when the client's end comes before that."""
+        return self._run(self._acts.read_until(separator), f"{separator!r} from the client")
 
     def read_to_end(self) -> tuple[bytes, End]:
         """All that comes, and how it ended: End.FIN or End.RST; with TLS End.CLOSE_NOTIFY, too, and
@@ -46,18 +57,22 @@ class PeerEnd(BaseEnd):
         self._run(self._acts.close_notify(), "the TLS handshake, before close_notify is sent")
 
     def _run(self, steps: Steps[Result], what: str) -> Result:
-        return run(steps, self.timeout, what)
+        return self._waiting.run(steps, self.timeout, what)
 
 
 class BlockingPeer(BasePeer[AnyEnd]):
     """A peer whose `accept` blocks, with ends of any class."""
 
+    _waits = Waiting
+    _waiting: Waiting
+
     def accept(self) -> AnyEnd:
         """The end of the next connection. With TLS its handshake goes on by itself.
 
-        Raises TimeoutError when none comes within the peer's timeout.
+        Raises TimeoutError when none comes within the peer's timeout, ConnectionAbortedError when
+        the peer is closed by another thread.
         """
-        return run(self._take(), self.timeout, f"a connection to {self.address}")
+        return self._waiting.run(self._take(), self.timeout, f"a connection to {self.address}")
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from safesock.testing._acts import Acts, End
+from safesock.testing._acts import Acts, End, as_bytes
 from safesock.testing._wait import Background, Steps
 
 _RECORD = 65536
@@ -33,11 +33,14 @@ class TlsActs(Acts):
         self._shaking = Background(lambda thread: thread.run(self.turn(self.tls.do_handshake)))
 
     def say(self, data: bytes) -> Steps[None]:
+        view = as_bytes("data", data)
         self.check()
         yield from self.handshake()
-        yield from self.turn(self.tls.write, data)
+        if view:
+            yield from self.turn(self.tls.write, view)
 
     def handshake(self) -> Steps[None]:
+        self.check()
         if self._shaking is not None:
             yield from self._shaking.finished()
 
@@ -58,7 +61,7 @@ class TlsActs(Acts):
         """
         while True:
             result, error = self._try(call, *arguments)
-            yield from self._send(self._out.read())  # An alert too.
+            yield from self._send(memoryview(self._out.read()))  # An alert too.
             if error is None:
                 return result  # type: ignore[return-value]  # None with an error only.
             if not isinstance(error, ssl.SSLWantReadError):

@@ -1,24 +1,25 @@
 """Waiting for sockets: in the thread that asks, or in one of its own that can be stopped.
 
 What a peer does is written once, as generators that yield what they wait for; who waits, and for
-how long, is up to the one that runs them: `run` here, `Background` here, asyncio in its own file.
+how long, is up to the one that runs them: `Waiting` and `Background` here, asyncio in its own file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
+import os
+import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Generator
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
-from safesock import _kernel
-
 TIMEOUT = 20.0
 Result = TypeVar("Result")
 Value = TypeVar("Value")
+# It has no descriptor of its own; Windows has no poll.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class Wait(NamedTuple):
@@ -36,20 +37,82 @@ def late(timeout: float, what: str) -> TimeoutError:
     return TimeoutError(f"not within {timeout:g} s: {what}")
 
 
-def run(steps: Steps[Result], timeout: float, what: str) -> Result:
-    """Waits as *steps* ask for it (poll(2)), *timeout* seconds in all. Raises TimeoutError."""
-    deadline = time.monotonic() + timeout
-    try:
-        while True:
-            sock, write = next(steps)
-            left = deadline - time.monotonic()
-            if left < 0 or not _kernel.ready(sock, left, write=write):
-                raise late(timeout, what)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
-    finally:
-        steps.close()
+def given_up() -> ConnectionAbortedError:
+    """What is raised when it can not come about any more, as this side has ended it."""
+    return ConnectionAbortedError("closed while it was waited for")
+
+
+class Waits:
+    """The waits of one end, or of one peer."""
+
+    def prepare(self, sock: socket.socket, timeout: float) -> None:
+        """Before the first of them is for this socket."""
+        raise NotImplementedError
+
+    def give_up(self) -> None:
+        """Before their sockets are closed: whoever waits gets ConnectionAbortedError."""
+        raise NotImplementedError
+
+
+class Waiting(Waits):
+    """Those of threads."""
+
+    def __init__(self) -> None:
+        # Each with the process that waits: a forked child has them all.
+        self._tellers: dict[socket.socket, int] = {}
+
+    def prepare(self, sock: socket.socket, timeout: float) -> None:
+        sock.settimeout(timeout)  # No call waits longer in C than it would here.
+
+    def run(self, steps: Steps[Result], timeout: float, what: str) -> Result:
+        """Waits as *steps* ask for it, *timeout* seconds in all. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout
+        told, teller = socket.socketpair()
+        with told, teller:
+            self._tellers[teller] = os.getpid()
+            try:
+                while True:
+                    wait = next(steps)
+                    left = deadline - time.monotonic()
+                    if left < 0 or not (ready := _ready(told, left, wait)):
+                        raise late(timeout, what)
+                    if told in ready:
+                        raise given_up()
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            except OSError:
+                if told in _ready(told, 0):  # What was waited for may be closed by now.
+                    raise given_up() from None
+                raise
+            finally:
+                del self._tellers[teller]
+                steps.close()
+
+    def give_up(self) -> None:
+        for teller, process in list(self._tellers.items()):
+            if process == os.getpid():
+                _tell(teller)
+
+
+def _ready(
+    told: socket.socket, seconds: float | None, wait: Wait | None = None
+) -> list[socket.socket]:
+    """What of *told* and *wait* is ready within so many seconds (None: without limit)."""
+    with _Selector() as selector:
+        selector.register(told, selectors.EVENT_READ, told)
+        if wait is not None:
+            number = wait.sock.fileno()
+            if number < 0:
+                return [wait.sock]  # The call that comes next tells what that means.
+            events = selectors.EVENT_WRITE if wait.write else selectors.EVENT_READ
+            selector.register(number, events, wait.sock)
+        return [key.data for key, _ in selector.select(seconds)]
+
+
+def _tell(teller: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # It was told already, or waits no more.
+        teller.shutdown(socket.SHUT_WR)
 
 
 class _Stopped(BaseException):
@@ -62,6 +125,7 @@ class Background(Generic[Result]):
     def __init__(self, work: Callable[[Background[Result]], Result]) -> None:
         # Each side has its own: `stop` shuts this one down, the thread closes the other.
         self._ended, self._told = socket.socketpair()
+        self._process = os.getpid()
         self._outcome: Result | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(
@@ -73,8 +137,7 @@ class Background(Generic[Result]):
         """For the thread itself: waits as *steps* ask for it."""
         try:
             while True:
-                sock, write = next(steps)
-                self._wait(None, sock, select.POLLOUT if write else select.POLLIN)
+                self._wait(None, next(steps))
         except StopIteration as end:
             value: Value = end.value
             return value
@@ -94,9 +157,11 @@ class Background(Generic[Result]):
 
     def stop(self) -> None:
         """Ends the thread. May be called again."""
-        with contextlib.suppress(OSError):  # It has been stopped already.
-            self._ended.shutdown(socket.SHUT_WR)
-        self._thread.join()
+        if self._process == os.getpid():
+            _tell(self._ended)
+            self._thread.join()
+        else:  # In a forked child there is no thread, and the sockets are its parent's too.
+            self._told.close()
         self._ended.close()
 
     def _run(self, work: Callable[[Background[Result]], Result]) -> None:
@@ -109,13 +174,6 @@ class Background(Generic[Result]):
         finally:
             self._told.close()
 
-    def _wait(
-        self, seconds: float | None, sock: socket.socket | None = None, events: int = 0
-    ) -> None:
-        poll = select.poll()
-        poll.register(self._told, select.POLLIN)
-        if sock is not None:
-            poll.register(sock, events)
-        ready = poll.poll(None if seconds is None else seconds * 1000)
-        if self._told.fileno() in dict(ready):
+    def _wait(self, seconds: float | None, wait: Wait | None = None) -> None:
+        if self._told in _ready(self._told, seconds, wait):
             raise _Stopped
