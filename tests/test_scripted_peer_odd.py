@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import errno
 import os
+import resource
 import socket
 import ssl
 import threading
@@ -98,6 +99,27 @@ def test_several_threads_accept_one_connection_each(scripted_peer: ScriptedPeer)
     assert peers == {client.getsockname() for client in clients}
     for client in clients:
         client.close()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_an_accept_in_the_background_that_fails_is_told(
+    certificates: Certificates, secure: bool
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    peer = ScriptedPeer(tls=certificates.server() if secure else None)
+    with peer, socket.socket() as client:
+        peer.accept_and_drop(1)
+        (acceptor,) = [one for one in threading.enumerate() if one.name == "safesock peer"]
+        kernel.wait_until_blocked(acceptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            client.connect(peer.address)
+            acceptor.join(20)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Too many open files"):
+                peer.accept()
 
 
 # Forks ------------------------------------------------------------------------------------------
@@ -389,7 +411,7 @@ def test_an_interrupt_ends_an_accept(scripted_peer: ScriptedPeer) -> None:
         pass
 
 
-# read_until --------------------------------------------------------------------------
+# read_until ---------------------------------------------------------------------------------------
 
 
 def test_it_reads_up_to_a_separator_and_keeps_the_rest(scripted_peer: ScriptedPeer) -> None:

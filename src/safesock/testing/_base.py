@@ -250,7 +250,11 @@ class BasePeer(Generic[AnyEnd]):
 
     def _accept_on(self, thread: Background[None]) -> None:
         while self._goes_on():
-            sock = thread.run(self._listener.take())
+            try:
+                sock = thread.run(self._listener.take())
+            except OSError as error:  # No descriptor is free, for instance.
+                self._arrived.fail(error)
+                raise
             with self._lock:
                 how = self._drops.popleft() if self._drops else None
             if how is None:
@@ -279,6 +283,7 @@ class _Arrivals(Generic[AnyEnd]):
 
     def __init__(self) -> None:
         self._ends: deque[AnyEnd] = deque()
+        self._error: OSError | None = None
         self._signals, self._signal = socket.socketpair()
         self._signals.setblocking(False)
 
@@ -286,11 +291,17 @@ class _Arrivals(Generic[AnyEnd]):
         self._ends.append(end)
         self._signal.send(b"!")
 
+    def fail(self, error: OSError) -> None:
+        """No more will come."""
+        self._error = error
+        self._signal.shutdown(socket.SHUT_WR)
+
     def get(self) -> Steps[AnyEnd]:
         while True:
             yield Wait(self._signals)
             with contextlib.suppress(BlockingIOError):  # Somebody else was quicker.
-                self._signals.recv(1)
+                if not self._signals.recv(1) and self._error is not None:
+                    raise self._error
                 return self._ends.popleft()
 
     def close(self) -> None:
