@@ -38,6 +38,20 @@ def test_its_acts_have_the_same_names(loop: Loop) -> None:
     loop.run(main())
 
 
+def test_the_fixture_is_for_any_loop(async_scripted_peer: AsyncScriptedPeer, loop: Loop) -> None:
+    async def main() -> None:
+        reader, writer = await asyncio.open_connection(*async_scripted_peer.address)
+        end = await async_scripted_peer.accept()
+        writer.write(b"one\r\ntwo")
+        assert await end.read_until(b"\r\n") == b"one\r\n"
+        assert await end.read(3) == b"two"
+        end.fin()
+        assert await reader.read() == b""
+        await close(writer)
+
+    loop.run(main())
+
+
 def test_who_accepts_at_a_peer_that_is_closed_is_told_so(
     certificates: Certificates, loop: Loop
 ) -> None:

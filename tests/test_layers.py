@@ -100,6 +100,7 @@ LAYERS = [
     "testing._listener",
     "testing._refusals",
     "testing._base",
+    "testing._client",
     "testing._peer",
     "testing._async_peer",
     "testing.__init__",

@@ -411,7 +411,7 @@ def test_an_interrupt_ends_an_accept(scripted_peer: ScriptedPeer) -> None:
         pass
 
 
-# read_until ---------------------------------------------------------------------------------------
+# read_until, run_client --------------------------------------------------------------------------
 
 
 def test_it_reads_up_to_a_separator_and_keeps_the_rest(scripted_peer: ScriptedPeer) -> None:
@@ -425,3 +425,36 @@ def test_it_reads_up_to_a_separator_and_keeps_the_rest(scripted_peer: ScriptedPe
         with pytest.raises(AssertionError, match=r"b'\\r\\n' were to come: FIN came after b'three"):
             end.read_until(b"\r\n")
         assert end.read_to_end() == (b"three", End.FIN)
+
+
+def test_a_client_that_blocks_has_a_thread_of_its_own(scripted_peer: ScriptedPeer) -> None:
+    def ask(question: bytes, *, size: int) -> bytes:
+        with connect(scripted_peer) as client:
+            client.sendall(question)
+            if not (answer := client.recv(size)):
+                raise EOFError(question)
+            return answer
+
+    for answer in (b"yes", b""):
+        call = scripted_peer.run_client(ask, b"well?", size=100)
+        end = scripted_peer.accept()
+        assert end.read(5) == b"well?"
+        end.goodbye_then_fin(answer)
+        if answer:
+            assert (call.result(), call.result()) == (b"yes", b"yes")
+        else:
+            with pytest.raises(EOFError, match="well"):
+                call.result()
+
+
+def test_a_client_that_never_ends_holds_nobody_up() -> None:
+    with ScriptedPeer(timeout=0.2) as peer:
+        client = connect(peer)
+        call = peer.run_client(client.recv, 1)
+        end = peer.accept()
+        with pytest.raises(TimeoutError, match=r"not within 0\.2 s: the end of the client's call"):
+            call.result()
+        peer.close()
+        assert call.result() == b""
+        assert end.sock.fileno() < 0
+        client.close()

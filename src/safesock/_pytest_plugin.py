@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from safesock.testing import ScriptedPeer
+    from safesock.testing import AsyncScriptedPeer, ScriptedPeer
 
 
 @pytest.fixture
@@ -18,3 +18,16 @@ def scripted_peer() -> Iterator[ScriptedPeer]:
 
     with ScriptedPeer() as peer:
         yield peer
+
+
+@pytest.fixture
+def async_scripted_peer() -> Iterator[AsyncScriptedPeer]:
+    """A `safesock.testing.AsyncScriptedPeer`, likewise, for coroutines on asyncio. Nothing here is
+    awaited: it is for pytest-asyncio, anyio, and asyncio.run in a plain test."""
+    from safesock.testing import AsyncScriptedPeer
+
+    peer = AsyncScriptedPeer()
+    try:
+        yield peer
+    finally:
+        peer.close()

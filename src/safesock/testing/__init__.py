@@ -1,19 +1,21 @@
 """A real server on loopback whose every act a test chooses, for tests of clients.
 
 `ScriptedPeer` is for tests that are plain functions, `AsyncScriptedPeer` for coroutines on asyncio.
-With pytest the fixture `scripted_peer` is there when safesock is installed.
+With pytest the fixtures `scripted_peer` and `async_scripted_peer` are there when safesock is
+installed.
 """
 
 from __future__ import annotations
 
 from safesock.testing._acts import End
+from safesock.testing._client import ClientCall
 from safesock.testing._peer import PeerEnd, ScriptedPeer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from safesock.testing._async_peer import AsyncPeerEnd, AsyncScriptedPeer
 
-__all__ = ["AsyncPeerEnd", "AsyncScriptedPeer", "End", "PeerEnd", "ScriptedPeer"]
+__all__ = ["AsyncPeerEnd", "AsyncScriptedPeer", "ClientCall", "End", "PeerEnd", "ScriptedPeer"]
 
 
 if not TYPE_CHECKING:

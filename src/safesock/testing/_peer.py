@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Self, TypeVar
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, Self, TypeVar
 
 from safesock.testing._acts import End
 from safesock.testing._base import AnyEnd, BaseEnd, BasePeer
+from safesock.testing._client import ClientCall
 from safesock.testing._wait import Steps, Waiting
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 READS = "the client reads what is sent to it: its window is full"
 
@@ -67,12 +71,27 @@ class BlockingPeer(BasePeer[AnyEnd]):
     _waiting: Waiting
 
     def accept(self) -> AnyEnd:
-        """The end of the next connection. With TLS its handshake goes on by itself.
+        """The end of the next connection. With TLS its handshake goes on by itself, and what reads
+        or writes waits for that, and raises what `handshake` does.
 
         Raises TimeoutError when none comes within the peer's timeout, ConnectionAbortedError when
         the peer is closed by another thread.
         """
         return self._waiting.run(self._take(), self.timeout, f"a connection to {self.address}")
+
+    def run_client(
+        self,
+        call: Callable[Parameters, Result],
+        *arguments: Parameters.args,
+        **options: Parameters.kwargs,
+    ) -> ClientCall[Result]:
+        """Calls it in a thread of its own: for a client that blocks until the server has acted, as
+        an HTTP request does. `result()` of what this gives waits for it, up to the peer's timeout.
+
+        The thread holds nobody up: when the test fails, the peer's `close` ends the client's
+        connection, and does not wait for the client.
+        """
+        return ClientCall(functools.partial(call, *arguments, **options), self.timeout)
 
     def __enter__(self) -> Self:
         return self
