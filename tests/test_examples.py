@@ -98,6 +98,16 @@ def test_the_line_client_gives_up_in_the_end() -> None:
     assert "Traceback" not in err
 
 
+def test_the_line_client_has_a_test_of_its_own_that_passes() -> None:
+    alone = ("-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-W", "error")
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *alone, "test_line_client.py"],
+        cwd=EXAMPLES,
+        check=True,
+        timeout=3 * TIMEOUT,
+    )
+
+
 @pytest.mark.parametrize("port", ["0", "70000"])
 @pytest.mark.parametrize(("file", "expected"), [("line_client.py", 2), ("modbus_client.py", 1)])
 def test_they_refuse_what_is_no_port(file: str, expected: int, port: str) -> None:
