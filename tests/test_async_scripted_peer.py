@@ -8,6 +8,7 @@ import ssl
 import threading
 
 import pytest
+import trio
 from loops import Loop
 from tls_peer import NAME, Certificates
 
@@ -123,6 +124,11 @@ def test_who_reads_at_an_end_that_is_closed_is_told_so(loop: Loop, how: str) -> 
                     assert client.recv(1) == b""
 
     loop.run(main())
+
+
+def test_on_another_loop_than_asyncios_it_says_so(async_scripted_peer: AsyncScriptedPeer) -> None:
+    with pytest.raises(RuntimeError, match="AsyncScriptedPeer is for asyncio"):
+        trio.run(async_scripted_peer.accept)
 
 
 def test_waiting_is_bounded(loop: Loop) -> None:

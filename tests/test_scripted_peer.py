@@ -122,7 +122,7 @@ def test_an_end_that_comes_too_early_says_what_was_to_come(scripted_peer: Script
     with connected(scripted_peer) as (client, end):
         client.sendall(b"12")
         client.close()
-        with pytest.raises(AssertionError, match=r"3 bytes were to come: FIN came after b'12'"):
+        with pytest.raises(AssertionError, match=r"waited for 3 bytes: FIN came after b'12'"):
             end.read(3)
 
 

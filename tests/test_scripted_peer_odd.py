@@ -8,6 +8,8 @@ import os
 import resource
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -379,6 +381,15 @@ def test_where_nothing_can_be_refused_it_says_so(monkeypatch: pytest.MonkeyPatch
                 client.recv(1)
 
 
+def test_where_the_sockets_are_gevents_it_says_so() -> None:
+    script = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "from safesock.testing import ScriptedPeer; ScriptedPeer()"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "RuntimeError: socket.socket is no kernel's socket here" in answer.stderr
+
+
 def test_it_works_under_enforce(scripted_peer: ScriptedPeer) -> None:
     with safesock.enforce(), ScriptedPeer() as inside:
         for peer in (scripted_peer, inside):
@@ -422,7 +433,7 @@ def test_it_reads_up_to_a_separator_and_keeps_the_rest(scripted_peer: ScriptedPe
         assert end.read_until(b"\r\n") == b"one\r\n"
         assert end.read_until(b"\r\n") == b"two\r\n"
         client.close()
-        with pytest.raises(AssertionError, match=r"b'\\r\\n' were to come: FIN came after b'three"):
+        with pytest.raises(AssertionError, match=r"waited for b'\\r\\n': FIN came after b'three"):
             end.read_until(b"\r\n")
         assert end.read_to_end() == (b"three", End.FIN)
 

@@ -147,12 +147,10 @@ class Acts:
             raise RuntimeError("this end has been closed: accept the next one")
 
     def _keep(self, most: int, what: str) -> Steps[None]:
-        """Reads on. Raises AssertionError, as *what* was to come, when the end comes instead."""
+        """Reads on. Raises AssertionError when the end comes in place of *what*."""
         part = yield from self._receive(most)
         if isinstance(part, End):
-            raise AssertionError(
-                f"{what} were to come: {part.name} came after {bytes(self.kept)!r}"
-            )
+            raise AssertionError(f"waited for {what}: {part.name} came after {bytes(self.kept)!r}")
         self.kept += part
 
     def _take(self, count: int) -> bytes:

@@ -31,6 +31,12 @@ class _Waiting(Waits):
         self, steps: Steps[Result], lock: asyncio.Lock, timeout: float, what: str
     ) -> Result:
         """Waits as *steps* ask for it, one after the other for each *lock*. Raises TimeoutError."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "AsyncScriptedPeer is for asyncio: with trio, await ScriptedPeer's calls in threads"
+            ) from None
         limit = asyncio.timeout(timeout)
         try:
             async with limit, lock:

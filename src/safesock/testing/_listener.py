@@ -106,6 +106,11 @@ class Listener:
 
 
 def _check(host: str, port: int, receive_buffer: int | None) -> None:
+    if not issubclass(socket.socket, _kernel.Raw):
+        raise RuntimeError(
+            "socket.socket is no kernel's socket here (has gevent or eventlet replaced it?): run"
+            " the peer in a process where it is"
+        )
     if not isinstance(host, str):
         raise TypeError(f"host is a name or an address, as str: not {host!r}")
     if isinstance(port, bool) or not isinstance(port, int):
