@@ -175,6 +175,21 @@ def test_what_a_forked_client_tries_is_not_counted(scripted_peer: ScriptedPeer) 
 # Refusals ---------------------------------------------------------------------------------------
 
 
+def test_refusals_leave_nothing_open(scripted_peer: ScriptedPeer) -> None:
+    with scripted_peer.refusing():
+        before = kernel.descriptors()
+    for _ in range(3):
+        with scripted_peer.refusing():
+            assert refused(scripted_peer.address)
+    waiting = Attempt(scripted_peer.accept)
+    scripted_peer.refuse_next(1)
+    assert refused(scripted_peer.address)
+    with connect(scripted_peer):
+        assert waiting.error() is None
+    scripted_peer.ends[0].close()
+    assert kernel.descriptors() == before
+
+
 def test_it_is_refused_until_the_last_refusal_ends(scripted_peer: ScriptedPeer) -> None:
     with scripted_peer.refusing():
         with scripted_peer.refusing():

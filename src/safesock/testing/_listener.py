@@ -23,6 +23,7 @@ class Listener:
         self._process = os.getpid()
         self._refused = 0
         self._holds = 0
+        # Who waits for a connection while it refuses waits for this instead.
         self._gate: tuple[socket.socket, socket.socket] | None = None
         with contextlib.ExitStack() as stack:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -42,9 +43,9 @@ class Listener:
     def take(self) -> Steps[socket.socket]:
         """accept(2). While it refuses, waits until it does not."""
         while True:
-            refused, gate = self._refused, self._gate
-            if gate is not None:
-                yield Wait(gate[0])
+            refused = self._refused
+            if self._holds and self._gate is not None:
+                yield Wait(self._gate[0])
                 continue
             yield Wait(self.sock)
             try:
@@ -63,12 +64,16 @@ class Listener:
         if not _kernel.LINUX:
             raise OSError("refusals need Linux: elsewhere close the peer, and make one on its port")
         with self._lock:
-            self._holds += 1
             if self._gate is None:
-                # Who waits for a connection waits for this instead: closed, it can be read.
                 self._gate = socket.socketpair()
+                self._gate[0].setblocking(False)
                 self._stack.enter_context(self._gate[0])
                 self._stack.enter_context(self._gate[1])
+            elif self._holds == 0:
+                with contextlib.suppress(BlockingIOError):  # A forked child tells nobody.
+                    self._gate[0].recv(1)
+            self._holds += 1
+            if self._holds == 1:
                 self._refused += 1
                 # Linux takes it back from LISTEN to CLOSE; it keeps the port, as `_bind` chose it.
                 self.sock.shutdown(socket.SHUT_RD)
@@ -76,11 +81,10 @@ class Listener:
     def listen(self) -> None:
         """Ends one `refuse`; the last one listens again."""
         with self._lock:
+            if self._holds == 1 and self._gate is not None and self._is_own():
+                self.sock.listen(_BACKLOG)  # Before anybody may accept.
+                self._gate[1].send(b"!")
             self._holds -= 1
-            if self._holds == 0 and self._gate is not None and self._is_own():
-                self.sock.listen(_BACKLOG)
-                gate, self._gate = self._gate, None
-                gate[1].close()
 
     def hide(self) -> None:
         """From now on SYNs are dropped. Raises OSError where the system has no such filter."""
