@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -135,6 +136,8 @@ def test_a_process_that_is_not_there_is_one_line_and_status_2() -> None:
     [
         (["--pid", "x"], "--pid takes the number of a process: not 'x'"),
         (["--pid", "0"], "--pid takes the number of a process: not '0'"),
+        (["--pid", "00"], "--pid takes the number of a process: not '00'"),
+        (["--pid", "9" * 5000], "--pid takes the number of a process: not one of 5000 digits"),
         (["--pid", "²"], "--pid takes the number of a process: not '²'"),
         (["--older-than", "soon"], "--older-than takes a number: not 'soon'"),
         (["--older-than", "-1"], "--older-than takes seconds from 0 to "),
@@ -185,6 +188,31 @@ def test_watch_shows_what_becomes_of_a_connection_until_ctrl_c(peer: Peer) -> No
     assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l"), "the cursor is shown again"
 
 
+def test_watch_gives_the_terminal_back_at_sigterm(peer: Peer) -> None:
+    pytest.importorskip("rich")
+    with holding(peer.address) as (script, _):
+        command = [*AUDIT, "--pid", str(script.pid), "--watch"]
+        with in_terminal(command, columns=120, TERM="xterm") as terminal:
+            terminal.read_until(b"nothing is in CLOSE_WAIT")
+            terminal.command.process.send_signal(signal.SIGTERM)
+            status, output, _ = terminal.end()
+    assert status == 143
+    assert "Traceback" not in output
+    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l"), "the cursor is shown again"
+
+
+def test_watch_has_its_verdict_on_a_screen_that_is_too_small() -> None:
+    pytest.importorskip("rich")
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer()) for _ in range(30)]
+        script, _ = stack.enter_context(holding(*(peer.address for peer in peers)))
+        command = [*AUDIT, "--pid", str(script.pid), "--watch"]
+        terminal = stack.enter_context(in_terminal(command, columns=120, TERM="xterm"))
+        terminal.read_until(b"nothing is in CLOSE_WAIT: 30 connections looked at")
+        terminal.press(b"\x03")
+        assert terminal.end().status == 130
+
+
 def test_watch_in_a_pipe_is_plain_text_and_ends_with_its_reader(peer: Peer) -> None:
     pytest.importorskip("rich")
     with holding(peer.address) as (script, _):
@@ -197,6 +225,37 @@ def test_watch_in_a_pipe_is_plain_text_and_ends_with_its_reader(peer: Peer) -> N
             command.read_until(b"nothing is in CLOSE_WAIT")
             command.process.send_signal(signal.SIGINT)
             assert command.end()[::2] == (130, "")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["plain", "json"])
+def test_without_a_stdout_there_is_a_status(peer: Peer, options: list[str]) -> None:
+    with holding(peer.address) as (script, _):
+        peer.accept().fin()
+        wait_for_state(script, peer, "CLOSE_WAIT")
+        command = [*AUDIT, "--pid", str(script.pid), *options]
+        assert in_pipe(["sh", "-c", 'exec "$@" >&-', "sh", *command]) == (1, "", "")
+
+
+def test_without_a_stdout_there_is_nothing_to_watch() -> None:
+    status, _, errors = in_pipe(["sh", "-c", 'exec "$@" >&-', "sh", *AUDIT, "--watch"])
+    assert status == 2
+    assert errors == "safesock: error: --watch takes a stdout, and it is closed\n"
+
+
+NOTES = """
+import os, sys
+from safesock import Audit, _audit_command, cli
+_audit_command.audit_host = lambda unowned: Audit((), ("this could not be read",))
+if sys.argv[1:]:
+    sys.stderr = None  # As Python has it where the descriptor is closed.
+sys.exit(cli.main(["audit", "--json"]))
+"""
+
+
+def test_notes_never_get_into_the_json() -> None:
+    command = [sys.executable, "-c", NOTES]
+    assert in_pipe(command) == (0, "[]\n", "safesock: this could not be read\n")
+    assert in_pipe([*command, "without stderr"]) == (0, "[]\n", "")
 
 
 def test_a_terminal_without_rich_gets_plain_lines(peer: Peer) -> None:

@@ -23,7 +23,7 @@ from kernel import connections, wait_until
 from peer import EOF, RESET, Peer, PeerEnd
 from tls_peer import VERSIONS, Certificates, TlsPeer
 
-from safesock import _netcat_signals
+from safesock import _signals
 
 campaign = pytest.mark.campaign
 
@@ -452,7 +452,7 @@ def test_a_signal_while_an_object_is_collected_is_not_lost(
 ) -> None:
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
     hook = sys.unraisablehook
-    with pytest.raises(expected), _netcat_signals.raised() as woken:
+    with pytest.raises(expected), _signals.raised() as woken:
         collect_and_sleep(number, woken)
     assert capsys.readouterr() == ("", "")
     assert sys.unraisablehook is hook

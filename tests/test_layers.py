@@ -82,7 +82,7 @@ LAYERS = [
     "_netcat_news",
     "_option_values",
     "_netcat_options",
-    "_netcat_signals",
+    "_signals",
     "_netcat",
     "_audit_words",
     "_audit_screen",

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from safesock import _audit_words
+from safesock import _audit_words, _signals
 from safesock._audit import audit, audit_host
 from safesock._audit_records import Audit
 from safesock._option_values import number
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _NOTHING, _FOUND = 0, 1
 _PAUSE = 1.0
+# More than any system's; int() refuses thousands of them.
+_MOST_DIGITS = 20
 
 
 class Options(NamedTuple):
@@ -34,8 +36,10 @@ class Options(NamedTuple):
 def options_in(namespace: Namespace) -> Options:
     """Those of the command line. Raises ValueError for what cannot be meant."""
     pid = namespace.pid
-    if pid is not None and not (pid.isascii() and pid.isdigit() and int(pid) > 0):
+    if pid is not None and not (pid.isascii() and pid.isdigit() and pid.strip("0")):
         raise ValueError(f"--pid takes the number of a process: not {pid!r}")
+    if pid is not None and len(pid) > _MOST_DIGITS:
+        raise ValueError(f"--pid takes the number of a process: not one of {len(pid)} digits")
     older_than = namespace.older_than
     if older_than is not None:
         older_than = seconds_in("--older-than", number("--older-than", older_than))
@@ -50,14 +54,13 @@ def options_in(namespace: Namespace) -> Options:
 
 def run(options: Options) -> int:
     """Shows it; the exit status. Raises OSError where it cannot be read."""
-    screen = _screen() if options.watch or sys.stdout.isatty() else None
     if options.watch:
-        return _watch(options, screen)
+        return _watch(options)
     found = _look(options)
     _tell(found)
     if options.json:
         print(_audit_words.as_json(found, options.older_than))
-    elif screen is not None:
+    elif sys.stdout is not None and sys.stdout.isatty() and (screen := _screen()):
         screen.show(found, options.older_than)
     else:
         print(*_audit_words.lines(found, options.older_than), sep="\n")
@@ -71,6 +74,8 @@ def _look(options: Options) -> Audit:
 
 
 def _tell(found: Audit) -> None:
+    if sys.stderr is None:
+        return  # print would take stdout for it.
     for note in found.notes:
         print(f"safesock: {note}", file=sys.stderr)
 
@@ -84,10 +89,13 @@ def _screen() -> Any:
     return Screen(sys.stdout)
 
 
-def _watch(options: Options, screen: Any) -> int:
+def _watch(options: Options) -> int:
+    if sys.stdout is None:
+        raise OSError("--watch takes a stdout, and it is closed")
+    screen = _screen()
     if screen is None:
         raise OSError("--watch takes rich: pip install 'safesock[cli]'")
-    with screen:
+    with _signals.raised(), screen:  # Or SIGTERM would leave the terminal without a cursor.
         while True:
             screen.draw(_look(options), options.older_than)
             time.sleep(_PAUSE)

@@ -27,14 +27,16 @@ class Screen:
 
     def show(self, found: Audit, older_than: float | None) -> None:
         """Once; what could not be read has been told."""
-        self._console.print(_drawn(found, older_than))
+        tables, verdict = _tables(found, older_than), _verdict(found, older_than)
+        self._console.print(*tables, verdict)
 
     def draw(self, found: Audit, older_than: float | None) -> None:
         """In place of the one before; below it where that is no terminal."""
-        drawn = _drawn(found, older_than)
         notes = [Text(f"safesock: {note}", style="dim") for note in found.notes]
         if self._console.is_terminal:
-            self._live.update(Group(drawn, *notes), refresh=True)
+            # What does not fit a terminal is cut off at its end.
+            verdict, tables = _verdict(found, older_than), _tables(found, older_than)
+            self._live.update(Group(verdict, *notes, *tables), refresh=True)
         else:
             lines = _audit_words.lines(found, older_than)
             print(*lines, *notes, sep="\n", file=self._console.file, flush=True)
@@ -53,11 +55,13 @@ class Screen:
         self._live.stop()
 
 
-def _drawn(found: Audit, older_than: float | None) -> Group:
-    tables = [_table(section) for section in _audit_words.sections(found, older_than)]
+def _verdict(found: Audit, older_than: float | None) -> Text:
     is_bad = bool(found.found(older_than))
-    verdict = Text(_audit_words.verdict(found, older_than), style="bold red" if is_bad else "green")
-    return Group(*tables, verdict)
+    return Text(_audit_words.verdict(found, older_than), style="bold red" if is_bad else "green")
+
+
+def _tables(found: Audit, older_than: float | None) -> list[Table]:
+    return [_table(section) for section in _audit_words.sections(found, older_than)]
 
 
 def _table(section: Section) -> Table:

@@ -19,7 +19,7 @@ import select
 import sys
 import time
 
-from safesock import _netcat_signals
+from safesock import _signals
 from safesock._connector import Connector
 from safesock._errors import ReconnectError
 from safesock._netcat_link import Link
@@ -39,7 +39,7 @@ def run(connector: Connector, tls: Tls | None, news: News, wait: float) -> int:
     Raises KeyboardInterrupt, BrokenPipeError when nobody reads stdout, other OSErrors of stdin and
     stdout, and SystemExit at SIGTERM.
     """
-    with _netcat_signals.raised() as woken, connector:
+    with _signals.raised() as woken, connector:
         return Netcat(connector, tls, news, wait, woken).run()
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM in `safesock connect`: an exception wherever they arrive, and none is lost.
+"""SIGINT and SIGTERM in a command that lasts: an exception wherever they arrive, and none is lost.
 
 Two places would lose one. A signal that comes just before poll(2) is not looked at until poll
 returns, so it is told by a descriptor, too. And an exception in `__del__`, where the last attempt's
