@@ -146,7 +146,7 @@ def test_a_process_that_is_not_there_is_one_line_and_status_2() -> None:
         (["--json", "--watch"], "argument --watch: not allowed with argument --json"),
         (["more"], "unrecognized arguments: more"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_wrong_arguments_are_one_line_and_status_2(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
