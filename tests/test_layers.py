@@ -103,7 +103,13 @@ LAYERS = [
     "testing._client",
     "testing._peer",
     "testing._async_peer",
+    "testing._leak_warning",
     "testing.__init__",
+    "_leaks_made",
+    "_leaks_held",
+    "_leaks",
+    "_leaks_words",
+    "_pytest_leaks",
     "_pytest_plugin",
 ]
 # The two drivers know nothing of each other.

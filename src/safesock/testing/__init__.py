@@ -14,19 +14,33 @@ from safesock.testing._peer import PeerEnd, ScriptedPeer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from safesock.testing._async_peer import AsyncPeerEnd, AsyncScriptedPeer
+    from safesock.testing._leak_warning import LeakedConnectionWarning
 
-__all__ = ["AsyncPeerEnd", "AsyncScriptedPeer", "ClientCall", "End", "PeerEnd", "ScriptedPeer"]
+__all__ = [
+    "AsyncPeerEnd",
+    "AsyncScriptedPeer",
+    "ClientCall",
+    "End",
+    "LeakedConnectionWarning",
+    "PeerEnd",
+    "ScriptedPeer",
+]
 
 
 if not TYPE_CHECKING:
+    # asyncio takes as long to import as all the rest, and pytest may not be there.
+    _LATER = {
+        "AsyncPeerEnd": "_async_peer",
+        "AsyncScriptedPeer": "_async_peer",
+        "LeakedConnectionWarning": "_leak_warning",
+    }
 
     def __getattr__(name):
-        # asyncio takes as long to import as all the rest.
-        if name not in ("AsyncPeerEnd", "AsyncScriptedPeer"):
+        if name not in _LATER:
             raise AttributeError(f"module 'safesock.testing' has no attribute {name!r}")
-        from safesock.testing import _async_peer
+        import importlib
 
-        return getattr(_async_peer, name)
+        return getattr(importlib.import_module(f"safesock.testing.{_LATER[name]}"), name)
 
     def __dir__():
         return sorted({*globals(), *__all__})

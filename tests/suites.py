@@ -1,0 +1,84 @@
+"""A suite of tests that a test writes, and runs in a pytest of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+# Here to stay: pytester forgets what is imported in a pytest that it runs in this process.
+from safesock import _leaks, _pytest_plugin
+
+Run: TypeAlias = Callable[..., pytest.RunResult]
+
+PLUGIN = ("-p", _pytest_plugin.__name__)
+FAIL = ("-o", "safesock_leaks=fail")
+WARN = ("-o", "safesock_leaks=warn")
+IMPORTS = "import gc, os, socket, threading, unittest\nimport pytest, safesock\n"
+CONFTEST = """
+import pytest, socket, threading
+import safesock
+from safesock.testing import ScriptedPeer
+
+KEPT = []
+
+@pytest.fixture
+def keep():
+    return KEPT.append
+
+@pytest.fixture(scope="session")
+def server():
+    with ScriptedPeer() as peer:
+        yield peer
+
+@pytest.fixture
+def lost(server):
+    "A connection whose peer has closed."
+    def make():
+        sock = socket.create_connection(server.address)
+        server.accept().fin()
+        return sock
+    return make
+
+def pytest_unconfigure():
+    for sock in KEPT:
+        sock.close()
+"""
+
+
+def in_process(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs tests in this process."""
+    # Threads run: those of our own tests, which close nothing.
+    monkeypatch.setattr(_leaks, "_PAUSES", ())
+    return _runner(pytester, monkeypatch, pytester.runpytest_inprocess)
+
+
+def alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs them in a process of their own."""
+    return _runner(pytester, monkeypatch, pytester.runpytest_subprocess)
+
+
+def _runner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, act: Run) -> Run:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.makeconftest(CONFTEST)
+
+    def run(text: str, *options: str) -> pytest.RunResult:
+        pytester.makepyfile(test_it=IMPORTS + text)
+        # Our own filters do not count there.
+        return act(*PLUGIN, "-W", "default", *options)
+
+    return run
+
+
+def errors(result: pytest.RunResult) -> list[str]:
+    """What tests are charged with: when, which test, and the first line of the error."""
+    charge = r"^_+ ERROR at (\w+) of (?:\w+\.)?(\w+)(?:\[.*\])? _+\n(.*)$"
+    found = re.findall(charge, result.stdout.str(), re.MULTILINE)
+    return [" ".join(parts) for parts in found]
+
+
+def charged(result: pytest.RunResult) -> list[str]:
+    """The tests that are."""
+    return [error.split()[1] for error in errors(result)]
