@@ -8,11 +8,13 @@ from typing import TypeAlias
 
 import pytest
 
-# Here to stay: pytester forgets what is imported in a pytest that it runs in this process.
-from safesock import _leaks, _pytest_plugin
+from safesock import _leaks, _pytest_leaks, _pytest_plugin
+from safesock.testing import _leak_warning
 
 Run: TypeAlias = Callable[..., pytest.RunResult]
 
+# pytester forgets what is imported in a pytest that it runs in this process. These are to stay.
+STAYING = (_pytest_leaks, _leak_warning)
 PLUGIN = ("-p", _pytest_plugin.__name__)
 FAIL = ("-o", "safesock_leaks=fail")
 WARN = ("-o", "safesock_leaks=warn")

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import functools
+import os
+import socket
+import sys
+from collections.abc import Iterator
+
 import pytest
 from suites import FAIL, WARN, Run, charged, errors, in_process
 
 import safesock.testing
-from safesock import _leaks
+from safesock import _leaks, _leaks_made
+from safesock._leaks_held import held_by
+from safesock._leaks_made import Recorder
+from safesock.testing import ScriptedPeer
 
 PAUSES = _leaks._PAUSES
 pytest_plugins = "pytester"
@@ -240,6 +251,8 @@ def test_leaves(lost, keep, request):
 def test_a_mark_asks_for_it_and_only_for_its_test(run: Run) -> None:
     result = run(
         """
+from safesock import _leaks_made
+
 def test_unmarked(lost, keep):
     keep(lost())
 
@@ -251,6 +264,11 @@ def test_marked(lost, keep):
 def test_warns(lost, keep):
     keep(lost())
 
+def test_nothing_is_recorded(lost):
+    with lost() as sock:
+        inode = os.fstat(sock.fileno()).st_ino
+    assert [one.made(inode) for one in _leaks_made._recorders] == [None]
+
 @pytest.mark.safesock_leaks(mode="off")
 class TestAll:
     def test_may(self, lost, keep):
@@ -259,9 +277,9 @@ class TestAll:
         "--strict-markers",
     )
     assert [error.split()[:2] for error in errors(result)] == [["teardown", "test_marked"]]
-    result.assert_outcomes(passed=4, errors=1, warnings=1)
+    result.assert_outcomes(passed=5, errors=1, warnings=1)
     result.stdout.fnmatch_lines(
-        ["  *test_it.py:11: LeakedConnectionWarning: 1 connection left * by *::test_warns:"]
+        ["  *test_it.py:13: LeakedConnectionWarning: 1 connection left * by *::test_warns:"]
     )
 
 
@@ -544,3 +562,85 @@ def test_doctests_are_tests(run: Run, pytester: pytest.Pytester) -> None:
             "    <doctest test_doc.txt*>:1: in <module>",
         ]
     )
+
+
+# Where it was made ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    one = Recorder()
+    one.start()
+    yield one
+    one.close()
+    assert one not in _leaks_made._recorders
+
+
+def inode_of(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+def test_a_connect_that_is_asked_for_again_is_that_of_the_first_time(
+    recorder: Recorder, scripted_peer: ScriptedPeer
+) -> None:
+    def ask(sock: socket.socket) -> int:
+        return sock.connect_ex(scripted_peer.address)
+
+    def ask_again(sock: socket.socket) -> int:
+        return sock.connect_ex(scripted_peer.address)
+
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        ask(sock)
+        assert ask_again(sock) in (0, errno.EISCONN, errno.EALREADY)
+        made = recorder.made(inode_of(sock))
+        assert made is not None
+        assert made.calls[-1].function.endswith(".ask")
+        assert made.address == scripted_peer.address
+
+
+def test_a_test_that_makes_many_does_not_keep_all(
+    recorder: Recorder, scripted_peer: ScriptedPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_leaks_made, "_ENOUGH", 3)
+    monkeypatch.setattr(recorder, "_limit", 3)
+    with socket.create_connection(scripted_peer.address) as kept:
+        for _ in range(10):
+            socket.create_connection(scripted_peer.address).close()
+        assert recorder.made(inode_of(kept)) is not None
+        assert len(recorder._made) <= 3
+
+
+@pytest.mark.usefixtures("recorder")
+def test_no_connect_fails_for_it(
+    scripted_peer: ScriptedPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_leaks_made, "_made_here", lambda: 1)
+    socket.create_connection(scripted_peer.address).close()
+
+
+def test_what_an_object_holds_is_found_and_what_everybody_has_is_not() -> None:
+    with socket.socket() as sock, socket.socket() as other:
+        inodes = {inode_of(sock), inode_of(other)}
+
+        class Client:
+            def __init__(self) -> None:
+                self.pool = {"it": [sock]}
+
+            def get(self) -> None: ...
+
+        client = Client()
+        ways = [client, client.get, lambda: client, functools.partial(Client.get, client), [client]]
+        for root in ways:
+            assert held_by(root, inodes) == {inode_of(sock)}
+        Client.everybodys = other  # type: ignore[attr-defined]
+        sys.modules[__name__].everybodys = other  # type: ignore[attr-defined]
+        try:
+            assert held_by([client, held_by], inodes) == {inode_of(sock)}
+        finally:
+            del sys.modules[__name__].everybodys
+        loop = asyncio.new_event_loop()
+        loop.add_reader(other, print)
+        assert held_by([client, loop], inodes) == {inode_of(sock)}
+        loop.remove_reader(other)
+        loop.close()

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 from peer import Peer
+from suites import FAIL, in_process
 
 import safesock
+
+pytest_plugins = "pytester"
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -82,3 +85,16 @@ def test_the_close_modes_are_named_as_they_are() -> None:
 def test_the_commands_are_there() -> None:
     assert "pip install -e . && safesock demo" in README
     assert "pip install -e '.[test]' && pytest" in README
+
+
+def test_a_test_that_leaves_a_connection_fails_as_it_says(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = (block for block in BLOCKS if "def test_" in block)
+    (said,) = re.findall(r"^```text\n(1 connection left open.*?)^```$", README, re.M | re.S)
+    pytester.makepyfile(test_client=code)
+    result = in_process(pytester, monkeypatch)("", *FAIL)
+    result.assert_outcomes(passed=1, errors=1)
+    numbers = r"(?<=fd )\d+|(?<=127\.0\.0\.1:)\d+"
+    printed = re.sub(numbers, "N", result.stdout.str())
+    assert re.sub(numbers, "N", said) in printed

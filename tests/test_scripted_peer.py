@@ -19,7 +19,7 @@ from tls_peer import NAME, Certificates
 
 from safesock.testing import End, PeerEnd, ScriptedPeer
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_running")
+pytestmark = [pytest.mark.usefixtures("nothing_is_left_running"), pytest.mark.safesock_leaks]
 SHORT = 0.2
 LINGER_0 = b"\1\0\0\0\0\0\0\0"
 

@@ -69,30 +69,36 @@ class Ledger:
         """A test begins, in this process."""
         self._pid = os.getpid()
         self._recorder.start()
-        self._before = sockets()
+        self._before = _sockets()
         self._threads = _threads() - {threading.get_ident()}
+
+    def pause(self) -> None:
+        """A test begins that nobody asks about."""
+        self._recorder.pause()
 
     def close(self) -> None:
         """Nothing is recorded any more."""
-        self._recorder.stop()
+        self._recorder.close()
 
     @contextlib.contextmanager
     def setting_up(self, fixture: Maker) -> Iterator[None]:
         """What is made meanwhile is this fixture's; so are the threads."""
-        before, threads = sockets(), _threads()
+        before, threads = _sockets_or_none(), _threads()
         try:
             yield
         finally:
-            self._claim(before, fixture)
+            now = _sockets_or_none()
+            if before is not None and now is not None:
+                self._claim(now - before, fixture)
             self._threads |= _threads() - threads
 
-    def _claim(self, before: set[int], maker: Maker) -> None:
-        for inode in sockets() - before:
+    def _claim(self, inodes: set[int], maker: Maker) -> None:
+        for inode in inodes:
             self._makers.setdefault(inode, maker)
 
     def end(self, test: Maker, fixtures: Iterable[tuple[Maker, object]]) -> None:
         """The test has ended. *fixtures*: those that have not, with their values."""
-        self._claim(self._before, test)
+        self._claim(_sockets() - self._before, test)
         self._forget_the_closed()
         found = {leak.connection.inode for leak in self._left({test})}
         for inode in list(found):
@@ -118,7 +124,7 @@ class Ledger:
         if self._pid != os.getpid() or not self._left(makers):
             return []
         gc.collect()
-        pauses = list(reversed(_PAUSES)) if _others_run() else []
+        pauses = list(_PAUSES[::-1]) if _others_run() else []
         while (found := self._left(makers)) and pauses:
             sleep(pauses.pop())
         for leak in found:
@@ -126,7 +132,7 @@ class Ledger:
         return found
 
     def _forget_the_closed(self) -> None:
-        still = sockets()
+        still = _sockets()
         self._makers = {inode: maker for inode, maker in self._makers.items() if inode in still}
         self._recorder.keep_only(still)
 
@@ -163,9 +169,16 @@ class Ledger:
 _NOBODY = Maker("nobody", "off")
 
 
-def sockets() -> set[int]:
-    """The inodes of this process's sockets. Raises OSError where they cannot be read."""
+def _sockets() -> set[int]:
+    """By their inodes. Raises OSError where they cannot be read."""
     return {inode for _, inode in _proc.sockets_of(os.getpid())}
+
+
+def _sockets_or_none() -> set[int] | None:
+    """In the middle of what must not fail for that."""
+    with contextlib.suppress(OSError):
+        return _sockets()
+    return None
 
 
 def _threads() -> set[int | None]:

@@ -19,7 +19,7 @@ from safesock._kernel import Raw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import FrameType
     from typing import Any
 
@@ -32,6 +32,8 @@ _STANDARD = os.path.dirname(os.__file__) + os.sep
 _INSTALLED = ("site-packages", "dist-packages")
 # Who calls the test: no frame from there on is the test's.
 _RUNNERS = ("_pytest.", "pluggy.")
+# What calls a task, in asyncio and in trio: the frames outside are of whoever runs the loop.
+_STEPS = ("Handle._run", "unrolled_run")
 
 
 class Call(NamedTuple):
@@ -50,8 +52,8 @@ class Made(NamedTuple):
     """One connect(2).
 
     address: what it was called with. calls: outermost first. thread: its ident, and its name where
-    it is not the main one. meanwhile: what other tasks of its event loop waited for, where none of
-    the calls is the test's own.
+    it is not the main one. meanwhile: where others waited for it, if none of the calls in its task
+    or thread is the test's own.
     """
 
     address: Any
@@ -93,9 +95,13 @@ class Recorder:
         self._pid = os.getpid()
         _listen(self)
 
-    def stop(self) -> None:
-        """No more. May be called again."""
+    def pause(self) -> None:
+        """No more, until it is started again."""
         self._pid = 0
+
+    def close(self) -> None:
+        """No more, and what there is is forgotten."""
+        self.pause()
         self._made.clear()
         if self in _recorders:
             _recorders.remove(self)
@@ -147,8 +153,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def _made_here(address: Any) -> Made:
     calls = tuple(_calls(sys._getframe(3)))[:_MOST_CALLS][::-1]
     thread = threading.get_ident()
-    meanwhile = () if any(call.is_own() for call in calls) else tuple(_elsewhere())
-    return Made(address, calls, thread, _name_of(thread), meanwhile[:_MOST_TASKS])
+    meanwhile = () if _has_own(calls) else _elsewhere(thread)
+    return Made(address, calls, thread, _name_of(thread), meanwhile)
 
 
 def _name_of(thread: int) -> str | None:
@@ -172,20 +178,48 @@ def _is_of_a_runner(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).startswith(_RUNNERS)
 
 
-# Tasks ------------------------------------------------------------------------------------------
+# Tasks and threads ------------------------------------------------------------------------------
 
 
-def _elsewhere() -> Iterator[Call]:
-    """The line of the test's own code at which each other task of this event loop waits: clients
-    that try several addresses do so in a task for each."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return
+def _has_own(calls: tuple[Call, ...]) -> bool:
+    """In its task, if it is in one: clients that try several addresses do so in one for each."""
+    starts = [place for place, call in enumerate(calls) if call.function in _STEPS]
+    return any(call.is_own() for call in calls[max(starts, default=0) :])
+
+
+def _elsewhere(thread: int) -> tuple[Call, ...]:
+    """The test's own lines at which other tasks, or the main thread, wait."""
+    for waiting in (_tasks_of_asyncio, _tasks_of_trio, _main_thread):
+        try:
+            own = [last for calls in waiting(thread) if (last := _last_own(calls)) is not None]
+        except Exception:  # They may be half imported, or another thread's.
+            continue
+        if own:
+            return tuple(dict.fromkeys(own))[:_MOST_TASKS]
+    return ()
+
+
+def _last_own(calls: Iterable[Call]) -> Call | None:
+    return next((call for call in reversed(list(calls)) if call.is_own()), None)
+
+
+def _tasks_of_asyncio(_: int) -> Iterator[Iterable[Call]]:
+    asyncio = sys.modules["asyncio"]
     current = asyncio.current_task()
-    for task in asyncio.all_tasks():
-        own = [call for call in _suspended(task.get_coro()) if call.is_own()]
-        if own and task is not current:
-            yield own[-1]
+    return (_suspended(one.get_coro()) for one in asyncio.all_tasks() if one is not current)
+
+
+def _tasks_of_trio(_: int) -> Iterator[Iterable[Call]]:
+    task = sys.modules["trio"].lowlevel.current_task()
+    while task.parent_nursery is not None:
+        task = task.parent_nursery.parent_task
+        yield _suspended(task.coro)
+
+
+def _main_thread(thread: int) -> Iterator[Iterable[Call]]:
+    main = threading.main_thread().ident
+    if thread != main and main is not None:
+        yield list(_calls(sys._current_frames()[main]))[::-1]
 
 
 def _suspended(one: Any) -> Iterator[Call]:

@@ -70,7 +70,7 @@ def _where(made: Made | None, folder: str) -> Iterator[str]:
         yield f"made in the thread {made.thread_name!r}:"
     yield from _stack(calls, folder)
     if made.meanwhile:
-        yield "made in a task of the event loop, while this waited:"
+        yield "while this waited:"
         yield from (_line(call, folder) for call in made.meanwhile)
 
 

@@ -56,6 +56,8 @@ class Plugin:
             mode, wrong = _OFF, str(error)
         if mode != _OFF or self._default != _OFF:
             self._test = self._guarded(item, self._begin, Maker(item.nodeid, mode))
+        else:
+            self._ledger.pause()
         result = yield
         if wrong is not None:  # Now: others rely in their teardown on what they have set up.
             pytest.fail(wrong, pytrace=False)
