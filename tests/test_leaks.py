@@ -425,6 +425,10 @@ def hidden(server):
     end.fin()
 
 class TestThem:
+    @pytest.mark.safesock_leaks("off")
+    def test_comes_first(self, hidden):
+        "It does not decide for the fixture."
+
     def test_uses(self, pool, hidden, lost):
         pool.idle["it"] = lost()
         HIDDEN.sendall(b"hello")
@@ -469,6 +473,30 @@ def test_last(pool, keep):
         "teardown test_last 1 connection left open whose peer is gone, "
         "by the fixture 'pool' (module scope):"
     ]
+
+
+def test_a_fixture_that_knows_pytest_does_not_hold_all(run: Run) -> None:
+    result = run(
+        """
+@pytest.fixture(scope="module")
+def context(request):
+    return request
+
+@pytest.fixture
+def sock(lost, keep):
+    sock = lost()
+    keep(sock)
+    return sock
+
+def test_leaves(context, sock):
+    pass
+
+def test_last():
+    pass
+""",
+        *FAIL,
+    )
+    assert charged(result) == ["test_leaves"]
 
 
 def test_what_a_peer_ends_later_is_told_at_the_end_with_who_made_it(run: Run) -> None:

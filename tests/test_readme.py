@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from peer import Peer
-from suites import FAIL, in_process
+from suites import FAIL, alone
 
 import safesock
 
@@ -93,7 +93,7 @@ def test_a_test_that_leaves_a_connection_fails_as_it_says(
     (code,) = (block for block in BLOCKS if "def test_" in block)
     (said,) = re.findall(r"^```text\n(1 connection left open.*?)^```$", README, re.M | re.S)
     pytester.makepyfile(test_client=code)
-    result = in_process(pytester, monkeypatch)("", *FAIL)
+    result = alone(pytester, monkeypatch)("", *FAIL)
     result.assert_outcomes(passed=1, errors=1)
     numbers = r"(?<=fd )\d+|(?<=127\.0\.0\.1:)\d+"
     printed = re.sub(numbers, "N", result.stdout.str())

@@ -70,7 +70,7 @@ class Ledger:
         self._pid = os.getpid()
         self._recorder.start()
         self._before = _sockets()
-        self._threads = _threads() - {threading.get_ident()}
+        self._threads = _threads() - {threading.get_native_id()}
 
     def pause(self) -> None:
         """A test begins that nobody asks about."""
@@ -182,7 +182,7 @@ def _sockets_or_none() -> set[int] | None:
 
 
 def _threads() -> set[int | None]:
-    return {one.ident for one in threading.enumerate()}
+    return {one.native_id for one in threading.enumerate()}
 
 
 def _is_governed(one: HeldConnection) -> bool:

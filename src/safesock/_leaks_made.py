@@ -51,9 +51,9 @@ class Call(NamedTuple):
 class Made(NamedTuple):
     """One connect(2).
 
-    address: what it was called with. calls: outermost first. thread: its ident, and its name where
-    it is not the main one. meanwhile: where others waited for it, if none of the calls in its task
-    or thread is the test's own.
+    address: what it was called with. calls: outermost first. thread: its number for the system, as
+    Python's own is used again, and its name where it is not the main one. meanwhile: where others
+    waited for it, if none of the calls in its task or thread is the test's own.
     """
 
     address: Any
@@ -152,15 +152,15 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _made_here(address: Any) -> Made:
     calls = tuple(_calls(sys._getframe(3)))[:_MOST_CALLS][::-1]
-    thread = threading.get_ident()
-    meanwhile = () if _has_own(calls) else _elsewhere(thread)
-    return Made(address, calls, thread, _name_of(thread), meanwhile)
+    meanwhile = () if _has_own(calls) else _elsewhere()
+    return Made(address, calls, threading.get_native_id(), _name_of_thread(), meanwhile)
 
 
-def _name_of(thread: int) -> str | None:
-    if thread == threading.main_thread().ident:
+def _name_of_thread() -> str | None:
+    ident = threading.get_ident()
+    if ident == threading.main_thread().ident:
         return None
-    return next((one.name for one in threading.enumerate() if one.ident == thread), "?")
+    return next((one.name for one in threading.enumerate() if one.ident == ident), "?")
 
 
 def _calls(frame: FrameType | None) -> Iterator[Call]:
@@ -187,11 +187,11 @@ def _has_own(calls: tuple[Call, ...]) -> bool:
     return any(call.is_own() for call in calls[max(starts, default=0) :])
 
 
-def _elsewhere(thread: int) -> tuple[Call, ...]:
+def _elsewhere() -> tuple[Call, ...]:
     """The test's own lines at which other tasks, or the main thread, wait."""
     for waiting in (_tasks_of_asyncio, _tasks_of_trio, _main_thread):
         try:
-            own = [last for calls in waiting(thread) if (last := _last_own(calls)) is not None]
+            own = [last for calls in waiting() if (last := _last_own(calls)) is not None]
         except Exception:  # They may be half imported, or another thread's.
             continue
         if own:
@@ -203,22 +203,22 @@ def _last_own(calls: Iterable[Call]) -> Call | None:
     return next((call for call in reversed(list(calls)) if call.is_own()), None)
 
 
-def _tasks_of_asyncio(_: int) -> Iterator[Iterable[Call]]:
+def _tasks_of_asyncio() -> Iterator[Iterable[Call]]:
     asyncio = sys.modules["asyncio"]
     current = asyncio.current_task()
     return (_suspended(one.get_coro()) for one in asyncio.all_tasks() if one is not current)
 
 
-def _tasks_of_trio(_: int) -> Iterator[Iterable[Call]]:
+def _tasks_of_trio() -> Iterator[Iterable[Call]]:
     task = sys.modules["trio"].lowlevel.current_task()
     while task.parent_nursery is not None:
         task = task.parent_nursery.parent_task
         yield _suspended(task.coro)
 
 
-def _main_thread(thread: int) -> Iterator[Iterable[Call]]:
+def _main_thread() -> Iterator[Iterable[Call]]:
     main = threading.main_thread().ident
-    if thread != main and main is not None:
+    if main is not None and main != threading.get_ident():
         yield list(_calls(sys._current_frames()[main]))[::-1]
 
 

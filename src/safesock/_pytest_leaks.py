@@ -3,14 +3,17 @@ there only in a session that has asked for it."""
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from safesock import _kernel, _leaks_words
 from safesock._leaks import Leak, Ledger, Maker
+from safesock.testing import LeakedConnectionWarning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
     from typing import Any, TypeAlias
 
     Wrapper: TypeAlias = Generator[None, Any, Any]
@@ -41,6 +44,8 @@ class Plugin:
         # None while a test runs that nobody has asked for.
         self._test: Maker | None = None
         self._has_failed = False
+        # Why nothing could be seen.
+        self._error: OSError | None = None
         # Those of wider scope than a function's, while they live; and those that have just ended.
         self._fixtures: dict[pytest.FixtureDef[Any], Maker] = {}
         self._ended: set[Maker] = set()
@@ -48,14 +53,14 @@ class Plugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Wrapper:
         """A test begins."""
-        self._test, self._has_failed = None, False
+        self._test, self._has_failed, self._error = None, False, None
         wrong = None
         try:
             mode = self._mode_of(item)
         except pytest.UsageError as error:
             mode, wrong = _OFF, str(error)
         if mode != _OFF or self._default != _OFF:
-            self._test = self._guarded(item, self._begin, Maker(item.nodeid, mode))
+            self._begin(Maker(item.nodeid, mode))
         else:
             self._ledger.pause()
         result = yield
@@ -99,18 +104,22 @@ class Plugin:
             result = yield
         except BaseException:
             self._has_failed = True
-            self._guarded(item, self._end)
+            with contextlib.suppress(OSError):
+                self._end()
             raise
-        self._tell(item, self._guarded(item, self._judge, nextitem is None) or [])
+        self._tell(item, self._judge(is_last=nextitem is None))
         return result
 
     def pytest_sessionfinish(self) -> None:
         """Nothing more is looked at."""
         self._ledger.close()
 
-    def _begin(self, test: Maker) -> Maker:
-        self._ledger.begin()
-        return test
+    def _begin(self, test: Maker) -> None:
+        try:
+            self._ledger.begin()
+            self._test = test
+        except OSError as error:
+            self._error = error
 
     def _end(self) -> set[Maker]:
         """Who is to be judged now."""
@@ -122,30 +131,35 @@ class Plugin:
             self._ledger.end(test, alive)
         return {test} | self._ended if test is not None else self._ended
 
-    def _judge(self, is_last: bool) -> list[Leak]:
-        makers = self._end()
-        self._ended = set()
-        return self._ledger.left(None if is_last else makers)
-
-    def _guarded(self, item: pytest.Item, act: Callable[..., Any], *arguments: object) -> Any:
-        """Where it cannot be looked, as no descriptor is free: that is no failure of the test."""
+    def _judge(self, *, is_last: bool) -> list[Leak]:
         try:
-            return act(*arguments)
+            makers = self._end()
+            self._ended = set()
+            return self._ledger.left(None if is_last else makers)
         except OSError as error:
-            text = f"safesock_leaks: the connections of this test were not looked at: {error}"
-            item.warn(pytest.PytestWarning(text))
-            return None
+            self._error = error
+            return []
 
     def _tell(self, item: pytest.Item, leaks: list[Leak]) -> None:
-        folder = item.config.rootpath
+        if self._error is not None:  # No descriptor is free: no failure of the test.
+            text = f"safesock_leaks: the connections of this test were not looked at: {self._error}"
+            item.warn(pytest.PytestWarning(text))
         warnings = [leak for leak in leaks if leak.maker.mode == _WARN]
-        if warnings:
-            from safesock.testing import LeakedConnectionWarning
-
-            item.warn(LeakedConnectionWarning(_leaks_words.message(warnings, folder)))
         failures = [leak for leak in leaks if leak.maker.mode != _WARN]
+        texts = [*self._warn(item, warnings)]
         if failures:
-            pytest.fail(_leaks_words.message(failures, folder), pytrace=False)
+            texts.append(_leaks_words.message(failures, item.config.rootpath))
+        if texts:
+            pytest.fail("\n\n".join(texts), pytrace=False)
+
+    def _warn(self, item: pytest.Item, leaks: list[Leak]) -> Iterator[str]:
+        """What to fail with, where that warning is an error."""
+        if leaks:
+            try:
+                text = _leaks_words.message(leaks, item.config.rootpath)
+                item.warn(LeakedConnectionWarning(text))
+            except LeakedConnectionWarning as error:
+                yield f"LeakedConnectionWarning: {error}"
 
 
 def _value(made: pytest.FixtureDef[Any]) -> object:
