@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import TypeAlias
@@ -15,7 +16,7 @@ Run: TypeAlias = Callable[..., pytest.RunResult]
 
 # pytester forgets what is imported in a pytest that it runs in this process. These are to stay.
 STAYING = (_pytest_leaks, _leak_warning)
-PLUGIN = ("-p", _pytest_plugin.__name__)
+PLUGIN = _pytest_plugin.__name__
 FAIL = ("-o", "safesock_leaks=fail")
 WARN = ("-o", "safesock_leaks=warn")
 IMPORTS = "import gc, os, socket, threading, unittest\nimport pytest, safesock\n"
@@ -54,12 +55,14 @@ def in_process(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Ru
     """Runs tests in this process."""
     # Threads run: those of our own tests, which close nothing.
     monkeypatch.setattr(_leaks, "_PAUSES", ())
-    return _runner(pytester, monkeypatch, pytester.runpytest_inprocess)
+    act = functools.partial(pytester.runpytest_inprocess, plugins=[_pytest_plugin])
+    return _runner(pytester, monkeypatch, act)
 
 
 def alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs them in a process of their own."""
-    return _runner(pytester, monkeypatch, pytester.runpytest_subprocess)
+    act = functools.partial(pytester.runpytest_subprocess, "-p", PLUGIN)
+    return _runner(pytester, monkeypatch, act)
 
 
 def _runner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, act: Run) -> Run:
@@ -69,7 +72,7 @@ def _runner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, act: Run
     def run(text: str, *options: str) -> pytest.RunResult:
         pytester.makepyfile(test_it=IMPORTS + text)
         # Our own filters do not count there.
-        return act(*PLUGIN, "-W", "default", *options)
+        return act("-W", "default", *options)
 
     return run
 

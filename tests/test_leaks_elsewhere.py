@@ -142,7 +142,7 @@ def test_help_and_markers_tell_of_it_and_it_can_be_left_out(
     run("", "--markers").stdout.fnmatch_lines(['@pytest.mark.safesock_leaks(mode="fail"): the*'])
     run("", "--help").stdout.fnmatch_lines(["  safesock_leaks (string):*"])
     pytester.makeini("[pytest]\nsafesock_leaks = fail\n")
-    result = run("def test_leaves(lost, keep):\n    keep(lost())\n", "-p", f"no:{PLUGIN[1]}")
+    result = run("def test_leaves(lost, keep):\n    keep(lost())\n", "-p", f"no:{PLUGIN}")
     result.assert_outcomes(passed=1)
 
 
@@ -273,14 +273,15 @@ import resource
 
 SOFT, HARD = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-def test_takes_all(keep, lost):
+def test_takes_all(keep, lost, request):
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, HARD))
+    request.getfixturevalue("with_none")
 
 @pytest.fixture(scope="module")
 def with_none():
     pass
 
-def test_gives_back(keep, with_none):
+def test_gives_back(keep):
     resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT, HARD))
 
 def test_leaves(lost, keep):
