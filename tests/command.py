@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from kernel import wait_until
 
-TIMEOUT = 60
+TIMEOUT = 180
 PIPE = subprocess.PIPE
 PROGRAM = [sys.executable, "-m", "safesock"]
 

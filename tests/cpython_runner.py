@@ -26,7 +26,7 @@ import safesock
 RESOURCES = ("cpu", "subprocess", "walltime")
 # Through the hypervisor, and for ever where that does not answer.
 LEFT_OUT = "test.test_socket.ThreadedVSOCKSocketStreamTest."
-DEADLINE = 300
+DEADLINE = 900
 
 Error = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 

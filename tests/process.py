@@ -16,7 +16,7 @@ from typing import Self
 
 from kernel import wait_until
 
-TIMEOUT = 60
+TIMEOUT = 180
 
 
 class Gate:

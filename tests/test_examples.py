@@ -18,7 +18,7 @@ from peer import EOF, TIMEOUT, Peer, PeerEnd
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MOST_LINES = 60
 # The default of one outage, in seconds.
-DEADLINE = 60
+DEADLINE = 180
 
 
 class Program:
