@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import os
 import re
@@ -9,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import kernel
 import pytest
@@ -18,6 +20,7 @@ from safesock import _demo, _demo_kernel
 from safesock._demo_screen import Screen
 
 DEMO = [*PROGRAM, "demo"]
+PICTURE = Path(__file__).parent.parent / "docs" / "demo.svg"
 LEFT_NOTHING = re.compile(
     r"safesock left nothing: 0 in CLOSE_WAIT, 0 descriptors, port (\d+) used 5 times"
 )
@@ -274,3 +277,20 @@ def test_a_process_without_a_stdout_has_a_silent_screen() -> None:
     screen.say("nothing")
     screen.draw("nothing")
     screen.erase()
+
+
+def shown(text: str) -> list[str]:
+    """Its lines; the numbers differ, and so do the columns."""
+    return [" ".join(re.sub(r"\d+", "#", line).split()) for line in text.splitlines()]
+
+
+def test_the_picture_in_the_readme_shows_what_the_demo_shows(
+    demos: Callable[[str], Ended],
+) -> None:
+    lines: dict[float, str] = {}
+    for at, text in re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>([^<]*)</text>', PICTURE.read_text()):
+        lines[float(at)] = lines.get(float(at), "") + html.unescape(text).replace("\xa0", " ")
+    in_picture = [line for line in shown("\n".join(lines.values())) if line]
+    assert in_picture[:2] == ["safesock demo", "$ safesock demo"]
+    assert len(in_picture) > 15
+    assert set(in_picture[2:]) <= set(shown(demos("pipe").output)), "python -m docs.record_demo"

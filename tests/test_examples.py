@@ -99,7 +99,8 @@ def test_the_line_client_gives_up_in_the_end() -> None:
 
 
 def test_the_line_client_has_a_test_of_its_own_that_passes() -> None:
-    alone = ("-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider", "-W", "error")
+    plugins = ("-p", "no:cacheprovider", "-p", "no:asyncio")
+    alone = ("-c", os.devnull, "--rootdir", ".", *plugins, "-W", "error")
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *alone, "test_line_client.py"],
         cwd=EXAMPLES,
