@@ -12,6 +12,8 @@ from safesock._loss import Cause, CloseReport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from safesock._kernel import Raw
 
 
@@ -20,12 +22,17 @@ class PlainConnection(Connection):
 
     __slots__ = ()
 
+    def close(self, sock: Raw, decrypted: int = 0, end: dict[str, Any] | None = None) -> None:
+        """As `Connection.close`, for its owner, who does."""
+        if self.heard() is not None:
+            self._notice_end(sock)
+        super().close(sock, decrypted, end)
+
     def closes(self, sock: Raw) -> None:
-        """Its owner is about to. Nobody may have noticed that the peer has closed before."""
+        """Its owner is about to, by close(2) alone."""
         if self.report is not None or self.is_elsewhere() or sock.fileno() < 0:
             return
-        if _kernel.tcp_state(sock) is TcpState.CLOSE_WAIT:
-            self.lose(sock, Cause.FIN, None)
+        self._notice_end(sock)
         self.note_end_of_close_wait(sock)
         end = self._end(sock, *self._why(), decrypted=0)
         # What the kernel does for unread input, whatever the policy says.
@@ -40,6 +47,11 @@ class PlainConnection(Connection):
         known = (*self._why(), local, self.peer, self.number, lived)
         self._has_closed(CloseReport(*known, None, None, None, mode=self.policy.close, reset=False))
         self.tell_later()
+
+    def _notice_end(self, sock: Raw) -> None:
+        """The peer has closed before, and its owner was told by the kernel, or not at all."""
+        if _kernel.tcp_state(sock) is TcpState.CLOSE_WAIT:
+            self.lose(sock, Cause.FIN, None)
 
     def _why(self) -> tuple[Cause, BaseException | None]:
         return (self.loss.cause, self.loss.error) if self.loss else (Cause.CLOSED, None)
