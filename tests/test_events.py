@@ -320,6 +320,20 @@ def test_what_only_leaves_out_is_not_told(peer: Peer, told: Listener) -> None:
     assert told.kinds() == ["Connected", "Closed"]
 
 
+def test_tls_of_a_plain_client_under_enforce(tls: TlsPeer, context: ssl.SSLContext) -> None:
+    """ssl makes a second object for the descriptor, and detaches the first."""
+    with listening(tls.address) as told, safesock.enforce():
+        end = tls.begin(tls.accept_and_shake)
+        plain = socket.create_connection(tls.address, TIMEOUT)
+        with context.wrap_socket(plain, server_hostname=NAME) as sock:
+            done(end).close_notify()
+            assert sock.recv(1) == b""
+            done(end).fin()
+            wait_until(lambda: kernel.state_of(sock) == "CLOSE_WAIT")
+    assert told.kinds() == ["Connecting", "Connected", "Lost", "Closed"]
+    assert len({event.connection for event in told.events}) == 1
+
+
 def test_a_nonblocking_connect_under_enforce(peer: Peer, told: Listener) -> None:
     with safesock.enforce(), socket.socket() as sock:
         sock.settimeout(TIMEOUT)  # connect(2) does not block with it, either.

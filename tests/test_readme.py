@@ -65,6 +65,9 @@ def test_every_line_is_true(closing_server: tuple[str, int], capsys: Any) -> Non
     assert printed.count("hello yourself") == 7
     assert printed.count("Loss(cause=<Cause.FIN: 'fin'>") == 5
     assert printed.count("after 2 attempts: the limit is 2") == 2
+    assert printed.count("was lost by FIN") == 1
+    assert printed.count(": connected from ") == 1
+    assert printed.count("# TYPE safesock_connections_total counter") == 1
     assert isinstance(names["loss"], safesock.Loss)
     assert plain.fileno() == -1
     client = names["Connection"](*closing_server, timeout=20)

@@ -260,17 +260,19 @@ def test_the_watchers_thread_stays_unknown(peer: Peer, told: Listener) -> None:
     wait_until(lambda: "safesock-events" not in {one.name for one in threading.enumerate()})
 
 
-def test_what_happens_as_the_interpreter_ends_is_told() -> None:
-    text = """
-import safesock, sys, threading
+@pytest.mark.parametrize("last", ["del sock", ""], ids=["just before", "in it"])
+def test_what_is_collected_as_the_interpreter_ends_is_told(last: str) -> None:
+    text = f"""
+import safesock, warnings
 from safesock.testing import ScriptedPeer
-safesock.subscribe(lambda event: print(type(event).__name__))
+warnings.simplefilter("ignore")
+def show(event, print=print, type=type):
+    print(type(event).__name__)
+safesock.subscribe(show)
 with ScriptedPeer() as peer:
     sock = safesock.create_connection(peer.address)
     peer.accept()
-import warnings
-warnings.simplefilter("ignore")
-del sock
+{last}
 """
     assert run_script(text).split() == ["Connecting", "Connected", "Closed"]
 

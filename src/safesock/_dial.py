@@ -112,8 +112,8 @@ class Dialler:
         self, made: tuple[int, int, int], sockaddr: Any, until: float, seconds: float
     ) -> SafeSocket:
         sock = SafeSocket(*made, policy=self._to.policy)
-        sock._prepare(self._to.previous)
         with self.working_on(sock, until):
+            sock._prepare(self._to.previous)
             sock.settimeout(seconds)
             connect_from(sock, self._to.local_address, sockaddr)
             refuse_itself(sock)

@@ -14,7 +14,7 @@ import time
 
 import tenacity
 
-from safesock import _story
+from safesock import _hub
 from safesock._budget import Budget
 from safesock._connection import Connection
 from safesock._destination import Destination
@@ -236,7 +236,10 @@ class Recovery:
         return True
 
     def _tell_of_retry(self, state: tenacity.RetryCallState) -> None:
-        _story.retrying(self._about(), self._budget.tried, _error_of(state), state.upcoming_sleep)
+        if _hub.is_heard(_hub.INFO):
+            from safesock._story import retrying
+
+            retrying(self._to, self._budget.tried, _error_of(state), state.upcoming_sleep)
 
     def _number(self, state: tenacity.RetryCallState) -> None:
         # tenacity counts from 1 in every call, and the outage may be older.
@@ -266,12 +269,11 @@ class Recovery:
 
     def _error(self, reason: str) -> ReconnectError:
         error = ReconnectError(self._to.address, self._errors, reason)
-        _story.exhausted(self._about(), error)
-        return error
+        if _hub.is_heard(_hub.INFO):
+            from safesock._story import exhausted
 
-    def _about(self) -> tuple[Any, ...]:
-        """What events tell of the connector."""
-        return self._to.previous, self._to.local_address, self._to.address
+            exhausted(self._to, error)
+        return error
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:

@@ -16,8 +16,7 @@ from safesock import _hub, _kernel, _trio, _unraisable, _watch
 from safesock._governed import GovernedSocket
 from safesock._kept import wards
 from safesock._kernel import Raw
-from safesock._story import Story, new_number
-from safesock._told import bound_to
+from safesock._told import bound_to, new_story
 from safesock._ward import Ward, dismiss, ward_of
 
 TYPE_CHECKING = False
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
     from typing import Any
+
+    from safesock._story import Story
 
 # By descriptor: whose connection it is, for ssl, which makes a second object for it.
 _by_fd: weakref.WeakValueDictionary[int, Ward] = weakref.WeakValueDictionary()
@@ -96,7 +97,7 @@ class Methods:
     def _begins(self, sock: socket.socket, address: Any) -> Story | None:
         if not _is_candidate(sock) or ward_of(sock) is not None or not self._are_for_all():
             return None
-        story = Story(new_number(), None, None)
+        story = new_story()
         story.connecting(address, bound_to(sock))
         story.tell()
         return story

@@ -7,10 +7,10 @@ that. So nobody waits, and a subscriber may close the very connection that it is
 
 from __future__ import annotations
 
-import itertools
+import sys
 import time
 
-from safesock import _forks, _hub
+from safesock import _forks, _hub, events
 from safesock._beside import beside
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
+    from safesock._destination import Destination
     from safesock._errors import ReconnectError
     from safesock._loss import CloseReport
     from safesock.events import Event
@@ -30,13 +31,7 @@ _CONNECTING, _CONNECTED, _LOST, _RELEASED, _CLOSED = range(1, 6)
 # come first; and what happens together needs one thread.
 _MOMENT = 0.02
 
-_numbers = itertools.count(1)
 _lock = _forks.Lock()
-
-
-def new_number() -> int:
-    """Of a connection, in this process."""
-    return next(_numbers)
 
 
 class Story:
@@ -44,10 +39,10 @@ class Story:
 
     __slots__ = ("number", "previous", "local", "peer", "close_wait", "_news", "_told", "_teller")
 
-    def __init__(self, number: int, local: Any, peer: Any, previous: int | None = None) -> None:
+    def __init__(self, number: int, peer: Any, previous: int | None) -> None:
         self.number = number
         self.previous = previous
-        self.local = local
+        self.local: Any = None
         self.peer = peer
         self.close_wait: float | None = None
         self._news: list[News] = []
@@ -60,23 +55,17 @@ class Story:
 
     def connecting(self, address: Any, local: Any) -> None:
         """connect(2) is about to be called."""
-        from safesock import events
-
         made = events.Connecting(self.number, time.time(), local, address, self.previous)
         self._note(_CONNECTING, lambda: made)
 
     def connected(self, local: Any, peer: Any) -> None:
         """It is made."""
-        from safesock import events
-
         self.local, self.peer = local, peer
         made = events.Connected(self.number, time.time(), local, peer, self.previous)
         self._note(_CONNECTED, lambda: made)
 
     def lost(self, loss: Callable[[], Any]) -> None:
         """*loss* is asked when it is told: what ends the connection may yet correct the counts."""
-        from safesock import events
-
         now = time.time()
 
         def made() -> Event:
@@ -87,8 +76,6 @@ class Story:
 
     def released(self, loss: Callable[[], Any]) -> None:
         """Our side of it is ended, and the descriptor is not closed."""
-        from safesock import events
-
         now, waited = time.time(), self.close_wait
 
         def made() -> Event:
@@ -100,8 +87,6 @@ class Story:
 
     def closed(self, report: CloseReport) -> None:
         """The descriptor is closed, or is about to be."""
-        from safesock import events
-
         made = events.Closed(
             self.number, time.time(), report.local, report.peer, report, self.close_wait
         )
@@ -141,23 +126,16 @@ class Story:
             _hub.deliver(make())
 
 
-def retrying(about: tuple[Any, ...], attempt: int, error: Any, wait: float) -> None:
-    """A connector waits for its next attempt. *about*: the number of its connection before, and its
-    two addresses."""
-    if _hub.is_heard(_hub.INFO):
-        from safesock import events
-
-        number, local, peer = about
-        _hub.deliver(events.Retrying(number, time.time(), local, peer, attempt, error, wait))
+def retrying(to: Destination, attempt: int, error: Any, wait: float) -> None:
+    """A connector waits for its next attempt."""
+    about = (to.previous, time.time(), to.local_address, to.address)
+    _hub.deliver(events.Retrying(*about, attempt, error, wait))
 
 
-def exhausted(about: tuple[Any, ...], error: ReconnectError) -> None:
+def exhausted(to: Destination, error: ReconnectError) -> None:
     """A connector gives up."""
-    if _hub.is_heard(_hub.INFO):
-        from safesock import events
-
-        number, local, peer = about
-        _hub.deliver(events.BudgetExhausted(number, time.time(), local, peer, error))
+    about = (to.previous, time.time(), to.local_address, to.address)
+    _hub.deliver(events.BudgetExhausted(*about, error))
 
 
 class _Later:
@@ -177,8 +155,14 @@ class _Later:
             if self._has_thread:
                 return
             self._has_thread = True
-        if not beside(self._run, "safesock-events"):
-            self._tell_all()  # The interpreter ends: now or never.
+        try:
+            # Where the interpreter ends, a thread would never run.
+            is_started = not sys.is_finalizing() and beside(self._run, "safesock-events")
+        except BaseException:  # KeyboardInterrupt: the next one starts it.
+            self._has_thread = False
+            raise
+        if not is_started:
+            self._tell_all()
 
     def _run(self) -> None:
         time.sleep(_MOMENT)

@@ -13,10 +13,11 @@ import errno
 import os
 import socket
 
-from safesock import _background, _closing, _forks, _hub, _kernel, _story, _unraisable, _watch
+from safesock import _background, _closing, _forks, _hub, _kernel, _unraisable, _watch
 from safesock._kernel import Raw
 from safesock._policy import Abort
 from safesock._spare import Spare
+from safesock._told import new_story
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def _heard(sock: Raw) -> Story | None:
     """What is to be told of a connection that is about to be ended; None where nobody listens."""
     if not _hub.is_heard():
         return None
-    number = _story.new_number()
-    story = _story.Story(number, _kernel.local_name(sock), _kernel.peer_name(sock))
+    story = new_story(peer=_kernel.peer_name(sock))
+    story.local = _kernel.local_name(sock)
     story.close_wait = _kernel.age_of_close_wait(sock)
     return story
 

@@ -3,11 +3,11 @@ for that. It is noted where the state changes, which may be under a lock; `tell`
 
 from __future__ import annotations
 
+import itertools
 import time
 
-from safesock import _hub, _kernel, _story
+from safesock import _hub, _kernel
 from safesock._kernel import TcpState
-from safesock._story import Story
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
     from safesock._kernel import Raw
     from safesock._loss import CloseReport, Loss
+    from safesock._story import Story
+
+_numbers = itertools.count(1)
+
+
+def new_story(number: int | None = None, peer: Any = None, previous: int | None = None) -> Story:
+    """Of a connection that somebody listens to, and of no other number. To be called for those
+    only: it is the first to import what events are."""
+    from safesock._story import Story
+
+    return Story(next(_numbers) if number is None else number, peer, previous)
 
 
 class Told:
@@ -23,7 +34,7 @@ class Told:
     __slots__ = ("number", "story", "asked", "peer", "born", "ended", "loss")
 
     def __init__(self, story: Story | None) -> None:
-        self.number = _story.new_number() if story is None else story.number
+        self.number = next(_numbers) if story is None else story.number
         # Where somebody listens.
         self.story = story
         # What a connect that is under way was called with.
@@ -51,9 +62,9 @@ class Told:
             self.number = 0
 
     def _is_another(self) -> None:
-        self.number = _story.new_number()
+        self.number = next(_numbers)
         if self.story is not None:
-            self.story = Story(self.number, None, None, self.story.previous)
+            self.story = new_story(self.number, previous=self.story.previous)
 
     def comes_after(self, previous: int | None) -> None:
         """It takes the place of the connection of that number."""
@@ -65,7 +76,10 @@ class Told:
         if not _hub.is_heard():
             return None
         if self.story is None:
-            self.story = Story(self.number, None, self.peer)
+            try:
+                self.story = new_story(self.number, self.peer)
+            except ImportError:
+                pass  # The interpreter ends.
         return self.story
 
     def tell(self) -> None:
