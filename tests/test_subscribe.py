@@ -13,7 +13,7 @@ import pytest
 from kernel import wait_until
 from listening import Listener, listening
 from peer import EOF, TIMEOUT, Peer
-from process import Gate, forked, in_child, run_script
+from process import in_child, run_script
 
 import safesock
 from safesock import Policy, _hub, _watch, create_connection, subscribe
@@ -345,34 +345,40 @@ def test_a_plain_socket_of_the_parents_under_enforce(peer: Peer, told: Listener)
         assert told.kinds() == ["Connecting", "Connected", "Closed"]
 
 
-def test_a_child_forked_while_a_subscriber_is_called_tells_its_own(peer: Peer) -> None:
-    """What its parent's thread was about to tell is not told again in the child."""
+@pytest.mark.parametrize("noticed", [True, False], ids=["by the parent", "by the child"])
+def test_a_child_forked_while_a_subscriber_is_called_tells_its_own(
+    peer: Peer, noticed: bool
+) -> None:
+    """What its parent was about to tell is the parent's to tell."""
     inside, over = threading.Event(), threading.Event()
 
     def block(event: Event) -> None:
-        if isinstance(event, Lost) and threading.current_thread() is not threading.main_thread():
+        if isinstance(event, Connected):
             inside.set()
             assert over.wait(TIMEOUT)
 
-    with listening(peer.address) as told, subscribe(block), Gate() as gate:
-        with peer.connected(Policy(on_loss="keep")) as (sock, end):
-            end.fin()
-            reader = threading.Thread(target=sock.recv, args=(1,))
-            reader.start()
-            assert inside.wait(TIMEOUT)
+    with (
+        safesock.SafeSocket(policy=Policy(on_loss="keep", watch=False)) as sock,
+        listening(peer.address) as told,
+        subscribe(block),
+    ):
+        connecting = threading.Thread(target=sock.connect, args=(peer.address,))
+        connecting.start()
+        assert inside.wait(TIMEOUT)
+        peer.accept().half_close()
+        if noticed:
+            assert sock.recv(1) == b""  # To be told by the other thread.
 
-            def child() -> None:
-                before = len(told.events)
-                sock.close()
-                safesock.wrap(socket.create_connection(peer.address)).close()
-                assert told.kinds()[before:] == ["Connected", "Closed"]
-                gate.open()
+        def child() -> None:
+            before = len(told.events)
+            assert sock.recv(1) == b""
+            sock.close()
+            assert told.kinds()[before:] == ([] if noticed else ["Lost"])
 
-            with forked(child):
-                gate.wait()
-            over.set()
-            reader.join(TIMEOUT)
-        assert told.kinds(told.events[0].connection)[-1] == "Closed"
+        in_child(child)
+        over.set()
+        connecting.join(TIMEOUT)
+        assert told.kinds() == ["Connecting", "Connected", *(["Lost"] if noticed else [])]
 
 
 # Nobody -------------------------------------------------------------------------------------------
