@@ -28,7 +28,7 @@ class Subscription:
 
     def __repr__(self) -> str:
         state = "removed" if self._is_removed else "in force"
-        return f"<safesock.Subscription of {self._name}, {state}>"
+        return f"<{self.__module__}.{type(self).__name__} of {self._name}, {state}>"
 
     def __call__(self, event: Event) -> None:
         """Calls the function, unless this has been removed."""

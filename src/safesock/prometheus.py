@@ -11,16 +11,14 @@ from __future__ import annotations
 import bisect
 import itertools
 
-from safesock import _forks
+from safesock import _forks, _hub
 from safesock._loss import Cause
 from safesock._measures import LOSSES, METRICS, Metric, measures
-from safesock._subscribe import Subscription, subscribe
+from safesock._subscribe import Subscription
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
-    from typing import Self
 
     from safesock.events import Event
 
@@ -29,18 +27,20 @@ __all__ = ["CONTENT_TYPE", "Metrics", "instrument"]
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Metrics:
+class Metrics(Subscription):
     """What `instrument` gives: counts from then on, until `remove`, or the end of a `with` block. A
     forked child goes on with its parent's counts."""
 
+    __module__ = "safesock.prometheus"
+
     def __init__(self) -> None:
+        super().__init__(self._count)
         # A signal handler that closes a connection may come in the middle of it.
         self._lock = _forks.Lock()
         self._series = {metric: _Series(metric) for metric in METRICS}
         for cause in Cause:
             if cause is not Cause.CLOSED:
                 self._series[LOSSES].add(0, cause.value)  # It is there before the first one.
-        self._subscription: Subscription = subscribe(self._count)
 
     def _count(self, event: Event) -> None:
         with self._lock:
@@ -52,22 +52,6 @@ class Metrics:
         with self._lock:
             lines = [line for series in self._series.values() for line in series.lines()]
         return "".join(f"{line}\n" for line in lines)
-
-    def remove(self) -> None:
-        """Counts no more. May be called again."""
-        self._subscription.remove()
-
-    def __enter__(self) -> Self:
-        self._subscription.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
 
 
 def instrument() -> Metrics:
@@ -81,7 +65,9 @@ def instrument() -> Metrics:
     safesock_unacknowledged_bytes_total: bytes that `send` accepted, and the peer's kernel had not
         acknowledged when the connection was lost, or reset by this side.
     """
-    return Metrics()
+    made = Metrics()
+    _hub.add(made)
+    return made
 
 
 class _Series:
