@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import platform
 
-from benchmarks import audited, enforced, herd, hot_path, idle, imports, reconnects, streams
+from benchmarks import (
+    audited,
+    enforced,
+    herd,
+    hot_path,
+    idle,
+    imports,
+    listened,
+    reconnects,
+    streams,
+)
 
 
 def main() -> None:
@@ -13,7 +23,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds: noisy, but it has run")
     quick = parser.parse_args().quick
     print(f"Python {platform.python_version()}, {platform.system()} {platform.release()}")
-    for benchmark in (hot_path, enforced, audited, idle, imports, reconnects, streams, herd):
+    benchmarks = (hot_path, listened, enforced, audited, idle, imports, reconnects, streams, herd)
+    for benchmark in benchmarks:
         for row in benchmark.rows(quick):
             print(row, flush=True)
 

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 import safesock
 from benchmarks.report import Row, median_ratio
 from benchmarks.server import serving
+from benchmarks.workers import ask, working
 from safesock import _sweep
 
 _PAYLOAD = b"x" * 64
@@ -33,9 +33,9 @@ def _hot_path(quick: bool) -> Iterator[Row]:
     rounds = 20 if quick else 400
     with (
         serving("echo") as address,
-        _worker("plain", address) as theirs,
-        _worker("threaded", address) as threaded,
-        _worker("enforced", address) as ours,
+        working("enforced", "plain", address) as theirs,
+        working("enforced", "threaded", address) as threaded,
+        working("enforced", "enforced", address) as ours,
     ):
         for what, bar, worker in (
             ("plain send+recv of 64 bytes under enforce, CPU", 1.01, ours),
@@ -43,11 +43,11 @@ def _hot_path(quick: bool) -> Iterator[Row]:
             ("the same with a thread that sleeps, no enforce", None, threaded),
         ):
             ratio, spread = median_ratio(
-                functools.partial(_told, worker, "pair"), lambda: _told(theirs, "pair"), rounds
+                functools.partial(ask, worker, "pair"), lambda: ask(theirs, "pair"), rounds
             )
             yield Row(what, ratio, bar, "x", f"±{spread:.3f}")
         ratio, spread = median_ratio(
-            lambda: _told(ours, "connect"), lambda: _told(theirs, "connect"), rounds // 10
+            lambda: ask(ours, "connect"), lambda: ask(theirs, "connect"), rounds // 10
         )
         yield Row("plain connect and close under enforce", ratio, None, "x", f"±{spread:.3f}")
 
@@ -64,25 +64,6 @@ def _swept(quick: bool) -> Row:
             figures.append(time.thread_time() - start)
     middle = sorted(figures)[len(figures) // 2]
     return Row(f"one sweep of {_SWEPT:,} sockets, CPU", middle * 1000, 10, "ms")
-
-
-@contextlib.contextmanager
-def _worker(kind: str, address: tuple[str, int]) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "benchmarks.enforced", kind, *map(str, address)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _told(worker: subprocess.Popen[str], what: str) -> float:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(f"{what}\n")
-    worker.stdin.flush()
-    return float(worker.stdout.readline())
 
 
 def _work(kind: str, host: str, port: str) -> None:

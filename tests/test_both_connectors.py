@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import kernel
 import pytest
 import tenacity
+from listening import listening
 from loops import LOOPS
 from peer import EOF, RESET, TIMEOUT, Peer
 from tls_peer import NAME, TlsPeer
@@ -23,6 +24,7 @@ from tls_peer import NAME, TlsPeer
 import safesock
 import safesock.asyncio
 from safesock import LocalPortBusyError, Loss, Reconnect, ReconnectError
+from safesock.events import Closed, Connected, Retrying
 
 Result = TypeVar("Result")
 QUICK = tenacity.wait_none()
@@ -457,3 +459,65 @@ def test_a_coroutine_function_is_for_asyncio_alone() -> None:
     safesock.asyncio.Connector(("localhost", 80), on_connect=log_in)
     with pytest.raises(TypeError, match=r"safesock\.asyncio has coroutines"):
         safesock.Connector(("localhost", 80), on_connect=log_in)
+
+
+# Events -------------------------------------------------------------------------------------------
+
+
+def test_attempts_are_told(made: Any, peer: Peer) -> None:
+    local = ("127.0.0.1", free_port())
+    options = {"local_address": local, "reconnect": Reconnect(attempts=3, wait=QUICK)}
+    face = made(peer.address, **options)
+    with listening(peer.address) as told:
+        with peer.refusing():
+            error = given_up(face, 3)
+        tries = ["Connecting", "Retrying", "Connecting", "Retrying", "Connecting"]
+        assert told.kinds() == [*tries, "BudgetExhausted"]
+    retries = [event for event in told.events if isinstance(event, Retrying)]
+    assert [(one.attempt, one.error) for one in retries] == [
+        (number + 1, one) for number, one in enumerate(error.attempts[:2])
+    ]
+    for event in (*retries, told.events[-1]):
+        assert (event.connection, event.local, event.peer) == (None, local, peer.address)
+    assert told.events[-1].error is error
+
+
+def test_what_is_not_retried_is_told(made: Any, peer: Peer) -> None:
+    face = made(peer.address, reconnect=Reconnect(retry=tenacity.retry_if_exception_type(KeyError)))
+    with listening(peer.address) as told, peer.refusing():
+        error = given_up(face, 1)
+    assert told.kinds() == ["Connecting", "BudgetExhausted"]
+    assert told.events[-1].error is error
+
+
+def test_the_wait_is_told_before_it(made: Any, peer: Peer) -> None:
+    face = made(peer.address, reconnect=Reconnect(wait=tenacity.wait_fixed(25)))
+    with listening(peer.address) as told, ThreadPoolExecutor(1) as pool:
+        with peer.refusing():
+            connecting = pool.submit(face.connect)
+            assert told.wait_for(Retrying).wait == 25
+        face.close()
+        with pytest.raises(ConnectionAbortedError):
+            connecting.result(TIMEOUT)
+
+
+def test_a_connection_names_the_one_before(made: Any, peer: Peer) -> None:
+    face = made(peer.address)
+    with listening(peer.address) as told:
+        for turn in (1, 2, 3):
+            line = face.connect()
+            face.confirm()
+            peer.accept().fin()
+            assert line.recv(1) == b""
+            told.wait_for(Closed, turn)
+        numbers = list(dict.fromkeys(event.connection for event in told.events))
+        before = [event.previous for event in told.events if isinstance(event, Connected)]
+        assert before == [None, *numbers[:-1]]
+        with peer.refusing():
+            face.confirm()
+            with ThreadPoolExecutor(1) as pool:
+                connecting = pool.submit(face.connect)
+                assert told.wait_for(Retrying).connection == numbers[-1]
+                face.close()
+                with pytest.raises(ConnectionAbortedError):
+                    connecting.result(TIMEOUT)

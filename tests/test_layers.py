@@ -23,19 +23,25 @@ LAYERS = [
     "_errors",
     "_policy",
     "_loss",
+    "_logger",
+    "events",
     "_kernel",
     "_kernel_diag",
     "_proc",
     "_beside",
     "_forks",
+    "_unraisable",
+    "_hub",
+    "_resolve",
+    "_destination",
+    "_story",
+    "_told",
     "_closing",
     "_connection",
     "_budget",
     "_reconnect",
     "_holders",
-    "_resolve",
     "_background",
-    "_unraisable",
     "_watch",
     "_governed",
     "_transfer",
@@ -43,7 +49,6 @@ LAYERS = [
     "_tls_transfer",
     "_tls",
     "_open",
-    "_destination",
     "_attempt",
     "_dial",
     "_reconnecting",
@@ -53,6 +58,7 @@ LAYERS = [
     "_trio",
     "_released_tls",
     "_released",
+    "_plain",
     "_ward",
     "_replaced",
     "_spare",
@@ -60,7 +66,11 @@ LAYERS = [
     "_enforce",
     "_audit_records",
     "_audit",
+    "_subscribe",
     "__init__",
+    "_measures",
+    "prometheus",
+    "otel",
     "asyncio._base",
     "asyncio._wake",
     "asyncio._connect",
@@ -205,7 +215,7 @@ def test_only_kernel_names_socket_options_and_requests(file: Path) -> None:
         assert not modules
 
 
-HEAVY = {"asyncio", "tenacity", "ssl", "ctypes", "rich", "psutil"}
+HEAVY = {"asyncio", "tenacity", "ssl", "ctypes", "rich", "psutil", "logging", "dataclasses"}
 IMPORT = """
 import os, sys, threading
 before, descriptors = set(sys.modules), os.listdir("/proc/self/fd")

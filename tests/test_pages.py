@@ -140,10 +140,14 @@ def test_every_line_is_true(
             names[name].close()
     if "plain_socket" in names:
         assert names["plain_socket"].fileno() == -1
+    if page == "docs/events.md":
+        assert printed.count("was lost by FIN") == 1
+        assert printed.count("# TYPE safesock_connections_total counter") == 1
     if page == "README.md":
         assert printed.count("hello yourself") == 7
         assert printed.count("Loss(cause=<Cause.FIN: 'fin'>") == 5
         assert printed.count("after 2 attempts: the limit is 2") == 2
+        assert printed.count(": connected from ") == 1
         client = names["Connection"](*address, timeout=20)
         client.connect()
         assert isinstance(client.sock, safesock.SafeSocket)

@@ -15,12 +15,14 @@ from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from safesock import events as events
     from safesock._audit import audit
     from safesock._audit_records import Audit, HeldConnection
     from safesock._connector import Connector
     from safesock._enforce import Enforcement, Report, enforce
     from safesock._reconnect import Reconnect
     from safesock._reconnecting import ReconnectingSocket
+    from safesock._subscribe import Subscription, subscribe
     from safesock._tls import SafeSSLSocket, secure
 
 __all__ = [
@@ -46,10 +48,12 @@ __all__ = [
     "Report",
     "SafeSSLSocket",
     "SafeSocket",
+    "Subscription",
     "audit",
     "create_connection",
     "enforce",
     "secure",
+    "subscribe",
     "wrap",
 ]
 __version__ = "0.1.0"
@@ -66,17 +70,21 @@ if not TYPE_CHECKING:
         "HeldConnection": "_audit_records",
         "Report": "_enforce",
         "SafeSSLSocket": "_tls",
+        "Subscription": "_subscribe",
         "audit": "_audit",
         "enforce": "_enforce",
         "secure": "_tls",
+        "subscribe": "_subscribe",
     }
 
     def __getattr__(name):
-        if name not in _LATER:
+        if name not in _LATER and name != "events":
             raise AttributeError(f"module 'safesock' has no attribute {name!r}")
         import importlib
 
+        if name == "events":
+            return importlib.import_module("safesock.events")
         return getattr(importlib.import_module(f"safesock.{_LATER[name]}"), name)
 
     def __dir__():
-        return sorted([*globals(), *_LATER])
+        return sorted({*globals(), *_LATER, "events"})

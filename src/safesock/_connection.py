@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import threading
 import time
 import weakref
@@ -21,13 +20,15 @@ from safesock._closing import Outcome
 from safesock._kernel import Raw, TcpState
 from safesock._loss import Cause, CloseReport, Loss, cause_of
 from safesock._policy import Abort, CloseMode, Drain, Linger, Policy
+from safesock._told import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_numbers = itertools.count(1)
+    from safesock._story import Story
+
 _made: dict[int, threading.RLock] = {}
 # Seconds that a turn is waited for, beside those of a `Drain`: others take microseconds.
 _PATIENCE = 1.0
@@ -41,21 +42,15 @@ class Visit:
     __slots__ = ("__weakref__",)
 
 
-class Connection:
+class Connection(Told):
     """One TCP connection under a policy. `peer` is None until it has been made."""
 
     __slots__ = (
         "policy",
-        "asked",
-        "peer",
-        "number",
-        "born",
-        "ended",
         "pid",
         "syn",
         "shut_by_owner",
         "fin_sent",
-        "loss",
         "report",
         "untold",
         "released",
@@ -68,18 +63,13 @@ class Connection:
         "close_is_due",
     )
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, story: Story | None = None) -> None:
+        super().__init__(story)
         self.policy = policy
-        self.peer: Any = None
-        self.number = 0
-        self.begins(None)
-        # When it ended, as far as is known; both by time.monotonic.
-        self.ended: float | None = None
         self.pid = _forks.own_pid()
         self.syn = 1
         self.shut_by_owner = False
         self.fin_sent = False
-        self.loss: Loss | None = None
         self.report: CloseReport | None = None
         # The error of a loss that the watcher found, for the owner's next call.
         self.untold: OSError | None = None
@@ -97,12 +87,6 @@ class Connection:
         self.turn: threading.RLock | None = None
         self.close_is_due = False
 
-    def begins(self, address: Any) -> None:
-        """A connect to *address* is on its way."""
-        # In case the kernel can no longer tell the peer's address when it has been made.
-        self.asked = address
-        self.born = time.monotonic()
-
     def established(self, sock: Raw, *, just_now: bool = False) -> None:
         """The connection was made: *just_now*, so that nothing can have been sent, or earlier."""
         if self.peer is None:
@@ -112,7 +96,7 @@ class Connection:
                 self.fin_sent = self.shut_by_owner = _kernel.fin_was_sent(sock) or control > 1
                 self.syn = int(control > self.fin_sent)
             self.asked = None
-            self.number = next(_numbers)
+            self.note_connected(sock)
 
     def is_over(self, sock: Raw) -> bool:
         """Whether a read that gave nothing means that the peer has closed.
@@ -142,14 +126,22 @@ class Connection:
             if self.loss is not None or self.close_is_due:
                 return None
             end = self._end(sock, cause, error, decrypted)
-            self.loss = Loss(**end)
+            self._loses(end)
             self.teller = threading.get_ident()
             return end
+
+    def _loses(self, end: dict[str, Any]) -> None:
+        self.loss = Loss(**end)
+        self.note_loss()
 
     def release(self, sock: Raw) -> None:
         """Ends the connection and leaves the descriptor and what is unread to the owner; or leaves
         that to the watcher, where it cannot be done yet."""
-        self._correct(self._release(sock))
+        was_released = self.released
+        outcome = self._release(sock)
+        self._correct(outcome)
+        if outcome is not None and not was_released:
+            self.note_release()
 
     def _release(self, sock: Raw) -> Outcome | None:
         if self.is_elsewhere() or (self.released and not self.is_dying):
@@ -159,6 +151,8 @@ class Connection:
         was_released = self.released
         # Before, not after: a call that comes in between is told what it is to be told.
         self.released = True
+        if not was_released:
+            self.note_end_of_close_wait(sock)
         if not isinstance(mode, Abort):
             self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
         outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
@@ -183,6 +177,7 @@ class Connection:
         finally:
             self.stepping_in = None
             turn.release()
+            self.tell_later()
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         visit = self.enter()
@@ -198,6 +193,7 @@ class Connection:
         if done or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
         error = end = outcome = None
+        was_released = self.released
         if self.loss is None:
             error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
             end = self._end(sock, (error and cause_of(error)) or Cause.FIN, error, decrypted)
@@ -207,8 +203,10 @@ class Connection:
                 return False  # Nothing has been recorded: until then the owner may go on.
         if end is not None:
             self.untold = error
-            self.loss = Loss(**end)
+            self._loses(end)
         self._correct(outcome)
+        if outcome is not None and not was_released:
+            self.note_release()
         return not self.is_dying
 
     def _correct(self, outcome: Outcome | None) -> None:
@@ -248,6 +246,9 @@ class Connection:
             self.report = self.report or report
             self.close_is_due = True
             self.leave(sock, visit)
+            if report is not None:
+                self.note_close(report)
+            self.tell()
 
     @contextlib.contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -318,6 +319,7 @@ class Connection:
             # It has been reset, and the kernel has forgotten what it had counted.
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
+        self.note_end_of_close_wait(sock)
         outcome = _closing.finish(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
         if self.policy.on_loss == "close" or self.is_dying:
             self._correct(outcome)  # The loss and the close are one.

@@ -89,7 +89,7 @@ class Connector:
             raise TypeError("on_connect takes a plain function; safesock.asyncio has coroutines")
         if not isinstance(abort_previous, bool):
             raise TypeError(f"abort_previous takes True or False: not {abort_previous!r}")
-        self._recovery = Recovery(reconnect, self._to.address)
+        self._recovery = Recovery(reconnect, self._to)
         self._dialler = Dialler(self._to, self._sleep, self._recovery.refuse_if_closed)
         self._on_connect = on_connect
         self._aborts = abort_previous and self._to.has_fixed_port()

@@ -35,6 +35,8 @@ class Destination:
         self.policy = policy_or_default(policy)
         self.ssl_context = ssl_context
         self.server_hostname = server_hostname or address[0]
+        # The number of the last connection that was made to it.
+        self.previous: int | None = None
         self._timeout = timeout
         # The address, if it needs no resolver.
         self.numeric = numeric(self.address)

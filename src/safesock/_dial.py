@@ -113,6 +113,7 @@ class Dialler:
     ) -> SafeSocket:
         sock = SafeSocket(*made, policy=self._to.policy)
         with self.working_on(sock, until):
+            sock._prepare(self._to.previous)
             sock.settimeout(seconds)
             connect_from(sock, self._to.local_address, sockaddr)
             refuse_itself(sock)

@@ -174,7 +174,7 @@ def enforce(
     with _lock:
         if _methods is None:
             _forks.count()
-            _methods = Methods(_made)
+            _methods = Methods(_made, _are_for_all)
         _active.append(made)
     return made
 
@@ -191,6 +191,10 @@ def _made(sock: socket.socket, ward: Ward) -> None:
     chosen._count("established")
     if chosen not in _active:  # It has been removed meanwhile.
         _go_over(sock, ward)
+
+
+def _are_for_all() -> bool:
+    return all(one._only is None for one in tuple(_active))
 
 
 def _go_over(sock: socket.socket, ward: Ward) -> None:

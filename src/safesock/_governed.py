@@ -125,11 +125,17 @@ class GovernedSocket(socket.socket):
 
     def _before_connect(self, address: Any) -> None:
         self._refuse_if_gone()
+        self._prepare()
+        if self._connection is not None and self._connection.peer is None:
+            self._connection.begins(self, address)
+            self._tell()
+
+    def _prepare(self, previous: int | None = None) -> None:
+        """For a connect. *previous*: the number of the connection that it comes back from."""
         if self._connection is None and _kernel.is_tcp(self):
             _kernel.prepare(self, self._policy)
             self._connection = Connection(self._policy)
-        if self._connection is not None and self._connection.peer is None:
-            self._connection.begins(address)
+            self._connection.comes_after(previous)
 
     def _established(self, *, just_now: bool = False) -> None:
         connection = self._connection
@@ -137,14 +143,26 @@ class GovernedSocket(socket.socket):
             connection.established(self, just_now=just_now)
             if self._policy.watch:
                 _watch.watch(self)
+            self._tell()
 
     def _connect_failed(self, number: int) -> None:
         if self._connection is None:
             return
         if number == errno.EISCONN:
             self._established()
-        elif number in _kernel.CONNECT_GOES_ON and self._policy.watch:
+        elif number not in _kernel.CONNECT_GOES_ON:
+            self._connection.failed()
+        elif self._policy.watch:
             _watch.watch(self, connecting=True)
+
+    def _tell(self) -> None:
+        """What has become of the connection, to those who listen."""
+        connection = self._connection
+        if connection is not None and connection.story is not None:
+            if _watch.is_watching_thread():
+                connection.tell_later()
+            else:
+                connection.tell()
 
     def _governed(self) -> Connection | None:
         """The connection, if it has been made."""
@@ -158,7 +176,10 @@ class GovernedSocket(socket.socket):
     def _socket_error(self, number: int) -> int:
         connection = self._governed()
         if connection is None:
+            if number and self._connection is not None:
+                self._connection.failed()
             return number
+        self._tell()
         untold, connection.untold = connection.untold, None
         if untold is not None:
             number = untold.errno or 0
@@ -220,8 +241,12 @@ class GovernedSocket(socket.socket):
             if connection is not None and not done and self._governed() is not None:
                 _watch.unwatch(self)
                 connection.report = connection.finish(self, self._policy.close, self._decrypted())
+                if connection.report is not None:
+                    connection.note_close(connection.report)
         finally:
             _finalize(self)  # The ResourceWarning, and close(2).
+            if connection is not None:
+                connection.tell_later()
 
     def _real_close(self, *args: Any) -> None:
         if self._connection is not None and self._governed() is not None:
@@ -246,6 +271,7 @@ class GovernedSocket(socket.socket):
             self._end_connection(end)
         elif self._policy.on_loss == "release":
             connection.release(self)
+        connection.tell()
 
     def _failed(self, error: OSError) -> None:
         """After a call that failed with *error*: is it the end? Raises what is to be told instead

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         connection: Connection
         policy: Policy
 
+        def vanished(self) -> None: ...
+
 
 class _Wards:
     """By socket, as those have no room for it; by identity, as their classes may compare them as
@@ -47,6 +49,7 @@ class _Wards:
             found = self._found.get(number)
             if found is not None and found[0] is ref:
                 del self._found[number]
+                ward.vanished()
 
         self._found[number] = weakref.ref(sock, forget), ward
 

@@ -138,7 +138,8 @@ class Loss(End):
     cause: a `Cause`.
     error: the exception that told of the loss, without its traceback, or None.
     local, peer: the addresses, as `getsockname` and `getpeername` gave them.
-    connection: which one it was: connections are numbered from 1 in each process.
+    connection: which one it was: in each process, they are numbered from 1, with the attempts to
+        make one.
     lifetime: seconds from the connect to this record.
     sent: bytes that `send` accepted, over the whole connection; for TLS, bytes on the wire, with
         the handshake. Those that others sent who hold the same connection are among them.

@@ -14,8 +14,10 @@ import time
 
 import tenacity
 
+from safesock import _hub
 from safesock._budget import Budget
 from safesock._connection import Connection
+from safesock._destination import Destination
 from safesock._errors import LocalPortBusyError, ReconnectError
 from safesock._policy import positive, whole_in
 from safesock._value import Value
@@ -132,13 +134,13 @@ DEFAULT = Reconnect()
 class Recovery:
     """What happens to one connector between two connections that last: the state of `Reconnect`."""
 
-    def __init__(self, choice: Reconnect | None, address: tuple[Any, ...]) -> None:
+    def __init__(self, choice: Reconnect | None, to: Destination) -> None:
         if choice is None:
             choice = DEFAULT
         if not isinstance(choice, Reconnect):
             raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {choice!r}")
         self._choice = choice
-        self._address = address
+        self._to = to
         self._budget = Budget(choice.attempts, choice.deadline, choice.stable_after)
         self._errors: list[BaseException] = []
         # What the outage that goes on had come to: the loop begins with it, and so with a wait.
@@ -153,6 +155,7 @@ class Recovery:
             "retry": self._is_worth_it,
             "wait": self._seconds_to_wait,
             "stop": self._must_stop,
+            "before_sleep": self._tell_of_retry,
             "retry_error_callback": self._give_up,
         }
 
@@ -193,6 +196,7 @@ class Recovery:
     def made(self, connection: Connection) -> None:
         """The attempt has led to this connection."""
         self._connection = connection
+        self._to.previous = connection.number
         self._budget.made(time.monotonic())
         self._forget_what_is_over()
         for error in self._errors:
@@ -231,6 +235,12 @@ class Recovery:
             raise self._error("this is not retried") from error
         return True
 
+    def _tell_of_retry(self, state: tenacity.RetryCallState) -> None:
+        if _hub.is_heard(_hub.INFO):
+            from safesock._story import retrying
+
+            retrying(self._to, self._budget.tried, _error_of(state), state.upcoming_sleep)
+
     def _number(self, state: tenacity.RetryCallState) -> None:
         # tenacity counts from 1 in every call, and the outage may be older.
         state.attempt_number = self._budget.tried
@@ -258,7 +268,12 @@ class Recovery:
         raise self._error(reason) from error
 
     def _error(self, reason: str) -> ReconnectError:
-        return ReconnectError(self._address, self._errors, reason)
+        error = ReconnectError(self._to.address, self._errors, reason)
+        if _hub.is_heard(_hub.INFO):
+            from safesock._story import exhausted
+
+            exhausted(self._to, error)
+        return error
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException | None:

@@ -12,10 +12,11 @@ import errno
 import functools
 import weakref
 
-from safesock import _kernel, _trio, _unraisable, _watch
+from safesock import _hub, _kernel, _trio, _unraisable, _watch
 from safesock._governed import GovernedSocket
 from safesock._kept import wards
 from safesock._kernel import Raw
+from safesock._told import bound_to, new_story
 from safesock._ward import Ward, dismiss, ward_of
 
 TYPE_CHECKING = False
@@ -24,16 +25,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from safesock._story import Story
+
 # By descriptor: whose connection it is, for ssl, which makes a second object for it.
 _by_fd: weakref.WeakValueDictionary[int, Ward] = weakref.WeakValueDictionary()
 _LEFT_ALONE = "safesock.enforce: the connection is left alone"
 
 
 class Methods:
-    """Those of the class, while they are in place; *made* is told of each connection."""
+    """Those of the class, while they are in place; *made* is told of each connection, and of every
+    one when *are_for_all* gives True."""
 
-    def __init__(self, made: Callable[[socket.socket, Ward], object]) -> None:
+    def __init__(
+        self,
+        made: Callable[[socket.socket, Ward], object],
+        are_for_all: Callable[[], bool],
+    ) -> None:
         self._made = made
+        self._are_for_all = are_for_all
         self._kind = _standard_class()
         # What stood in the class itself: nothing, where a method is C's.
         self._before: dict[str, Any] = {}
@@ -59,44 +68,60 @@ class Methods:
 
     # What is done in the middle of somebody's call, who knows nothing of it: nothing gets out.
 
-    def connected(self, sock: socket.socket) -> None:
-        """A connect has succeeded."""
-        self._quietly(self._connected, sock)
+    def begins(self, sock: socket.socket, address: Any) -> Story | None:
+        """A connect is about to be called: what is told of it to those who listen."""
+        if not _hub.is_heard():
+            return None
+        story: Story | None = self._quietly(self._begins, sock, address)
+        return story
 
-    def goes_on(self, sock: socket.socket, number: int) -> None:
+    def connected(self, sock: socket.socket, story: Story | None) -> None:
+        """A connect has succeeded."""
+        self._quietly(self._connected, sock, story)
+
+    def goes_on(self, sock: socket.socket, number: int, story: Story | None) -> None:
         """A connect has given this errno."""
-        self._quietly(self._goes_on, sock, number)
+        self._quietly(self._goes_on, sock, number, story)
 
     def finished(self, sock: socket.socket) -> None:
         """A connect that went on has been made, as far as its owner knows."""
         self._quietly(self._finished, sock)
 
-    def _quietly(self, act: Callable[..., object], *arguments: Any) -> None:
+    def _quietly(self, act: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            act(*arguments)
+            return act(*arguments)
         except Exception as error:
             _unraisable.report(error, _LEFT_ALONE)
+            return None
 
-    def _connected(self, sock: socket.socket) -> None:
+    def _begins(self, sock: socket.socket, address: Any) -> Story | None:
+        if not _is_candidate(sock) or ward_of(sock) is not None or not self._are_for_all():
+            return None
+        story = new_story()
+        story.connecting(address, bound_to(sock))
+        story.tell()
+        return story
+
+    def _connected(self, sock: socket.socket, story: Story | None) -> None:
         if not _is_candidate(sock):
             return
         ward = ward_of(sock)
         if ward is None or ward.connection is None:
-            self._made(sock, ward or self._begin(sock))
+            self._made(sock, ward or self._begin(sock, story))
 
-    def _goes_on(self, sock: socket.socket, number: int) -> None:
+    def _goes_on(self, sock: socket.socket, number: int, story: Story | None) -> None:
         if number == errno.EISCONN:
             self._finished(sock)
         elif number in _kernel.CONNECT_GOES_ON and _is_candidate(sock) and ward_of(sock) is None:
-            _watch.watch(self._begin(sock), connecting=True)
+            _watch.watch(self._begin(sock, story), connecting=True)
 
     def _finished(self, sock: socket.socket) -> None:
         ward = ward_of(sock)
         if ward is not None and ward.connection is None and _kernel.was_established(sock):
             self._made(sock, ward)
 
-    def _begin(self, sock: socket.socket) -> Ward:
-        ward = Ward(sock, self._made)
+    def _begin(self, sock: socket.socket, story: Story | None) -> Ward:
+        ward = Ward(sock, self._made, story)
         wards.keep(sock, ward)
         _by_fd[Raw.fileno(sock)] = ward
         return ward
@@ -120,25 +145,28 @@ def _is_candidate(sock: socket.socket) -> bool:
 
 def _connect(methods: Methods, before: Any) -> Any:
     def connect(self: socket.socket, address: Any, /) -> None:
+        story = methods.begins(self, address)
         try:
             before(self, address)
         except OSError as error:
             # The socket module's own timeout has no errno: the kernel goes on connecting.
-            methods.goes_on(self, errno.EINPROGRESS if error.errno is None else error.errno)
+            number = errno.EINPROGRESS if error.errno is None else error.errno
+            methods.goes_on(self, number, story)
             del self  # Or the error, which somebody may keep, would keep the socket.
             raise
-        methods.connected(self)
+        methods.connected(self, story)
 
     return connect
 
 
 def _connect_ex(methods: Methods, before: Any) -> Any:
     def connect_ex(self: socket.socket, address: Any, /) -> int:
+        story = methods.begins(self, address)
         number: int = before(self, address)
         if number:
-            methods.goes_on(self, number)
+            methods.goes_on(self, number, story)
         else:
-            methods.connected(self)
+            methods.connected(self, story)
         return number
 
     return connect_ex
@@ -189,6 +217,8 @@ def _real_close(_: Methods, before: Any) -> Any:
                 ward.close(self)
         finally:
             before(self, *args)
+            if ward is not None:
+                ward.closed()
 
     return _real_close
 

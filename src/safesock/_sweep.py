@@ -13,10 +13,11 @@ import errno
 import os
 import socket
 
-from safesock import _background, _closing, _forks, _kernel, _unraisable, _watch
+from safesock import _background, _closing, _forks, _hub, _kernel, _unraisable, _watch
 from safesock._kernel import Raw
 from safesock._policy import Abort
 from safesock._spare import Spare
+from safesock._told import new_story
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from safesock._closing import Outcome
     from safesock._policy import CloseMode
+    from safesock._story import Story
 
 _DESCRIPTORS = "/proc/self/fd"
 _WHERE = "the thread that sweeps: it goes on, and tells the same no more"
@@ -84,6 +86,16 @@ def _is_stale(fd: int, seconds: float) -> bool:
         return _kernel.age_of_close_wait(sock) > seconds and _kernel.connected_here(sock)
     finally:
         sock.detach()
+
+
+def _heard(sock: Raw) -> Story | None:
+    """What is to be told of a connection that is about to be ended; None where nobody listens."""
+    if not _hub.is_heard():
+        return None
+    story = new_story(peer=_kernel.peer_name(sock))
+    story.local = _kernel.local_name(sock)
+    story.close_wait = _kernel.age_of_close_wait(sock)
+    return story
 
 
 class Sweeper:
@@ -160,18 +172,22 @@ class Sweeper:
     def _look_at(self, inode: int, fd: int) -> None:
         try:
             with self._spare.duplicate(fd) as duplicate:
-                outcome = self._end(duplicate) if _inode(duplicate) == inode else None
+                ended = self._end(duplicate) if _inode(duplicate) == inode else None
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
             return  # Its owner has closed it.
-        if outcome is None or inode in self._dying:
+        if ended is None or inode in self._dying:
             return
+        outcome, story = ended
         if not outcome.over:
             self._dying.add(inode)
         self._tell("aborted" if isinstance(self._mode, Abort) else "released")
+        if story is not None:
+            story.released(lambda: None)
+            story.tell_later()
 
-    def _end(self, fd: int) -> Outcome | None:
+    def _end(self, fd: int) -> tuple[Outcome, Story | None] | None:
         """Ends the connection of this descriptor, if that can be, and leaves the descriptor."""
         sock = _borrowed(fd)
         try:
@@ -179,6 +195,8 @@ class Sweeper:
                 return None
             if not self._applies(_kernel.peer_name(sock)):
                 return None
-            return _closing.release(sock, self._mode, syn=1, fin_sent=False)
+            story = _heard(sock)
+            outcome = _closing.release(sock, self._mode, syn=1, fin_sent=False)
+            return None if outcome is None else (outcome, story)
         finally:
             sock.detach()

@@ -199,6 +199,7 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         self._raise_untold(connection, connection.close_is_due)
         connection.lose(self, Cause.FIN, None, self._decrypted())
         if self._policy.on_loss == "release" and self._policy.watch:
+            connection.tell()
             return  # The owner may answer it with `unwrap`, and the watcher ends the rest.
         waits = _kernel.tcp_state(self) in _kernel.PEER_OPEN
         if self._policy.on_loss == "close" and waits and not connection.is_visited():

@@ -11,10 +11,10 @@ import os
 import socket
 import weakref
 
-from safesock import _forks, _kernel, _watch
-from safesock._connection import Connection
+from safesock import _forks, _hub, _kernel, _watch
 from safesock._kept import Kept, wards
 from safesock._kernel import Raw, TcpState
+from safesock._plain import PlainConnection
 from safesock._policy import Abort, Graceful
 from safesock._released import change_class
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from safesock._policy import Policy
+    from safesock._story import Story
 
 # Seconds until the watcher tries again what it could not do.
 _RETRY = 0.1
@@ -41,6 +42,7 @@ class Ward:
         "connection",
         "policy",
         "tell",
+        "_story",
         "_made",
         "_sock",
         "_heir",
@@ -50,11 +52,18 @@ class Ward:
         "__weakref__",
     )
 
-    def __init__(self, sock: socket.socket, made: Callable[[socket.socket, Ward], object]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        made: Callable[[socket.socket, Ward], object],
+        story: Story | None = None,
+    ) -> None:
         # None until the connection has been made, of which *made* is told.
-        self.connection: Connection | None = None
+        self.connection: PlainConnection | None = None
         self.policy: Policy | None = None
         self.tell: Callable[[str], object] | None = None
+        # What has been told of its connect.
+        self._story = story
         self._made = made
         self._sock = weakref.ref(sock)
         self._heir: weakref.ref[socket.socket] | None = None
@@ -66,10 +75,14 @@ class Ward:
     def begins(self, sock: socket.socket, policy: Policy, tell: Callable[[str], object]) -> None:
         """The connection has been made; *tell* is called with what becomes of it."""
         self.policy, self.tell = policy, tell
-        self.connection = Connection(policy)
+        self.connection = PlainConnection(policy, self._story)
         self.connection.established(sock, just_now=True)
         if policy.watch:
             _watch.watch(self)
+        if _watch.is_watching_thread():
+            self.connection.tell_later()
+        else:
+            self.connection.tell()
 
     def claim(self) -> bool:
         """Whether nobody has taken note yet that the connection has been made: its owner and the
@@ -161,10 +174,22 @@ class Ward:
 
     def close(self, sock: socket.socket) -> None:
         """Before close(2), by the policy."""
-        if self.connection is None or self.policy is None or self.is_shared():
+        if self.connection is None or self.policy is None:
             return
-        if not isinstance(self.policy.close, Graceful):
+        if not self.is_shared() and not isinstance(self.policy.close, Graceful):
             self.connection.close(sock)
+        elif _hub.is_heard():
+            self.connection.closes(sock)
+
+    def closed(self) -> None:
+        """After close(2)."""
+        if self.connection is not None:
+            self.connection.tell()
+
+    def vanished(self) -> None:
+        """The socket has been collected."""
+        if self.connection is not None and _hub.is_heard():
+            self.connection.vanished()
 
 
 def _inode(sock: socket.socket) -> int | None:

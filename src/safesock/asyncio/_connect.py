@@ -145,11 +145,14 @@ async def connect(
     sockaddr: Any,
     local: tuple[Any, ...] | None,
     policy: Policy,
+    previous: int | None = None,
 ) -> SafeSocket:
-    """bind(2) to *local*, and connect(2). Nothing is left open when this fails, or is cancelled."""
+    """bind(2) to *local*, and connect(2). Nothing is left open when this fails, or is cancelled.
+    *previous*: the number of the connection that it comes back from."""
     sock = SafeSocket(*made, policy=policy)
     try:
         sock.setblocking(False)
+        sock._prepare(previous)
         try:
             connect_from(sock, local, sockaddr)
         except (BlockingIOError, InterruptedError):

@@ -86,7 +86,7 @@ class Connector:
         self._limit = limit
         self._on_connect = on_connect
         self._aborts = abort_previous and self._to.has_fixed_port()
-        self._recovery = Recovery(reconnect, self._to.address)
+        self._recovery = Recovery(reconnect, self._to)
         # One task at a time dials; `close` ends what it waits for.
         self._lock = asyncio.Lock()
         self._dialling: asyncio.Task[Any] | None = None

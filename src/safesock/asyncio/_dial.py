@@ -78,5 +78,5 @@ async def _connect(
         seconds = turns.seconds()
         with turns:
             async with within(seconds, "timed out"):
-                return await connect(made, sockaddr, to.local_address, to.policy)
+                return await connect(made, sockaddr, to.local_address, to.policy, to.previous)
         await asyncio.sleep(turns.pause)

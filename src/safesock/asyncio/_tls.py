@@ -102,6 +102,7 @@ class TLSProtocol(sslproto.SSLProtocol):
                 self._is_at_end = True
                 self._start_shutdown()
                 self._transport.close()
+            made._sock._tell()
         super()._call_eof_received()  # type: ignore[misc]
 
     def connection_lost(self, error: BaseException | None) -> None:
