@@ -40,6 +40,11 @@ class Where:
         return self.tls_context if self.ca else None
 
     @property
+    def fresh_context(self) -> ssl.SSLContext | None:
+        """One that nobody else has, so that it can be changed."""
+        return ssl.create_default_context(cafile=self.ca) if self.ca else None
+
+    @property
     def tls_context(self) -> ssl.SSLContext:
         return _context(self.ca)
 
