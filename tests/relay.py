@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import threading
 from types import TracebackType
 from typing import Self
 
+import kernel
 from peer import TIMEOUT
 
 from safesock.testing import End
@@ -59,9 +61,13 @@ class Relay:
             self._passing.append(thread)
             thread.start()
 
-    def _serve(self, client: socket.socket) -> None:
-        with client, self.greet(client) as server:
+    def _serve(self, accepted: socket.socket) -> None:
+        with self.secure(accepted) as client, self.greet(client) as server:
             self._ends.append(_pass_on(client, server))
+
+    def secure(self, client: socket.socket) -> socket.socket:
+        """The same, or its TLS."""
+        return client
 
     def greet(self, client: socket.socket) -> socket.socket:
         """The connection to the server for this client."""
@@ -77,13 +83,13 @@ def _pass_on(client: socket.socket, server: socket.socket) -> End:
             readable = select.select(watched, [], [], TIMEOUT)[0]
             assert readable, "nothing happens"
             if client in readable:
-                data = client.recv(_LARGE)
+                data = _received(client)
                 if not data:
-                    return End.FIN
+                    return _end_of(client)
                 with contextlib.suppress(OSError):  # A server that has gone.
                     server.sendall(data)
             if server in readable:
-                data = _received(server)
+                data = _or_nothing(server)
                 if data:
                     client.sendall(data)
                 else:
@@ -93,15 +99,37 @@ def _pass_on(client: socket.socket, server: socket.socket) -> End:
         return End.RST
 
 
-def _received(server: socket.socket) -> bytes:
+def _end_of(client: socket.socket) -> End:
+    # The ssl module calls a reset the end of file, before Python 3.13.
+    hidden = isinstance(client, ssl.SSLSocket) and kernel.state_of(client) == "CLOSE"
+    return End.RST if hidden else End.FIN
+
+
+def _received(sock: socket.socket) -> bytes:
+    data = sock.recv(_LARGE)
+    while isinstance(sock, ssl.SSLSocket) and sock.pending():
+        data += sock.recv(_LARGE)
+    return data
+
+
+def _or_nothing(server: socket.socket) -> bytes:
     try:
-        return server.recv(_LARGE)
+        return _received(server)
     except ConnectionResetError:
         return b""
 
 
 class Proxy(Relay):
-    """An HTTP proxy that knows CONNECT only, and that one address."""
+    """An HTTP proxy that knows CONNECT only, and that one address; over TLS with a *context*."""
+
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext | None = None) -> None:
+        super().__init__(address)
+        self._context = context
+
+    def secure(self, client: socket.socket) -> socket.socket:
+        if self._context is None:
+            return client
+        return self._context.wrap_socket(client, server_side=True)
 
     def greet(self, client: socket.socket) -> socket.socket:
         asked = b""

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import importlib.util
 import os
+import pickle
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from kernel import wait_until
 from relay import Proxy, Relay
 from servers.base import Server, Servers
 from servers.web import Nginx
+from tls_peer import Certificates
 
 from safesock import Abort, Cause, Drain, Graceful, Policy, SafeSocket
 from safesock.testing import End
@@ -124,7 +127,7 @@ def test_what_the_policy_says_is_what_the_server_sees(
         expected = End.RST if isinstance(mode, Abort) and not shuts else End.FIN
         assert relay.ends() == [expected]
         assert sock.close_report.mode == mode
-        assert sock.close_report.reset == isinstance(mode, Abort)
+        assert shuts or sock.close_report.reset == isinstance(mode, Abort)
         assert sock.fileno() == -1
 
 
@@ -144,17 +147,52 @@ def test_a_policy_that_a_client_cannot_live_with_is_refused(
         refused(Policy(Drain(), on_loss="release"), "Graceful")
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("name", ["urllib3", "requests", "httpx"])
-def test_tls_through_a_proxy_goes_by_the_policy(servers: Servers, name: str) -> None:
+def test_tls_through_a_proxy_goes_by_the_policy(
+    servers: Servers, certificates: Certificates, name: str, scheme: str
+) -> None:
     started(ADAPTED[name], servers)
     server = servers.get(Nginx)
-    with nothing_left_open(), Proxy((HOST, server.tls_port)) as proxy:
-        where, through = where_is(server, True), f"http://{HOST}:{proxy.port}"
+    context = certificates.server() if scheme == "https" else None
+    with nothing_left_open(), Proxy((HOST, server.tls_port), context) as proxy:
+        where, through = where_is(server, True), f"{scheme}://{HOST}:{proxy.port}"
         policy = Policy(Abort(), on_loss="release")
         with THROUGH[name](where, through, policy) as (ask, sock):
             assert ask() == b"hello\n"
-            assert isinstance(sock(), SafeSocket)
+            made = sock()
+            # TLS in TLS is no socket: the one below it is.
+            assert isinstance(getattr(made, "socket", made), SafeSocket)
         assert proxy.ends() == [End.RST]
+
+
+def test_a_fixed_local_port_of_urllib3_is_taken_again(servers: Servers) -> None:
+    started(ADAPTED["urllib3"], servers)
+    from safesock.adapters.urllib3 import PoolManager
+
+    server = servers.get(Nginx)
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        local = probe.getsockname()
+    for _ in range(2):  # The first one leaves TIME_WAIT.
+        with PoolManager(source_address=local, retries=False) as pool:
+            assert pool.request("GET", f"http://{HOST}:{server.port}/").data == b"hello\n"
+        wait_until(lambda: kernel.state(local, (HOST, server.port)) == "TIME_WAIT", "it closes")
+
+
+def test_requests_refuses_a_socks_proxy_and_its_adapter_can_be_pickled(servers: Servers) -> None:
+    started(ADAPTED["requests"], servers)
+    import requests
+
+    from safesock.adapters.requests import HTTPAdapter
+
+    policy = Policy(Abort(), on_loss="release")
+    adapter = pickle.loads(pickle.dumps(HTTPAdapter(policy=policy)))
+    assert adapter.policy == policy
+    with requests.Session() as session:
+        session.mount("http://", adapter)
+        with pytest.raises(ValueError, match="SOCKS"):
+            session.get("http://localhost/", proxies={"http": "socks5://localhost:1"})
 
 
 def _by_urllib3(where: Where, proxy: str, policy: Policy) -> Iterator[Any]:
@@ -200,7 +238,8 @@ def _by_httpx(where: Where, proxy: str, policy: Policy) -> Iterator[Any]:
 
     assert where.context is not None
     seen: list[Any] = []
-    transport = HTTPTransport(policy=policy, verify=where.context, proxy=proxy)
+    by = httpx.Proxy(proxy, ssl_context=where.context if proxy.startswith("https") else None)
+    transport = HTTPTransport(policy=policy, verify=where.context, proxy=by)
     with httpx.Client(transport=transport) as client:
 
         def ask() -> bytes:

@@ -143,11 +143,25 @@ if TYPE_CHECKING:
         policy: Policy | None = ...,
         local_host: str | None = ...,
         tls: bool = ...,
+        ssl_context: ssl.SSLContext,
+        tls_standard_compatible: bool = ...,
+        tls_hostname: str | None = ...,
+        happy_eyeballs_delay: float = ...,
+    ) -> TLSStream: ...
+
+    @overload
+    async def connect_tcp(
+        remote_host: str,
+        remote_port: int,
+        *,
+        policy: Policy | None = ...,
+        local_host: str | None = ...,
+        tls: Literal[True],
         ssl_context: ssl.SSLContext | None = ...,
         tls_standard_compatible: bool = ...,
         tls_hostname: str | None = ...,
         happy_eyeballs_delay: float = ...,
-    ) -> SocketStream | TLSStream: ...
+    ) -> TLSStream: ...
 
 
 async def connect_tcp(
