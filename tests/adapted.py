@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, NamedTuple
 
-from clients.uses import HOST, TIMEOUT, Where
+from clients.uses import TIMEOUT, Where
 from servers.base import Server
 from servers.brokers import MosquittoWebSocket
 from servers.databases import MariaDb, Memcached, Postgres, Redis
@@ -244,7 +244,7 @@ async def aiohttp_session(where: Where, policy: Policy | None) -> AsyncIterator[
 def _of_redis(where: Where) -> dict[str, Any]:
     tls = {"ssl_ca_certs": where.ca} if where.ca else {}
     patience = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
-    return {"host": HOST, "port": where.port, **patience, **tls}
+    return {"host": where.host, "port": where.port, **patience, **tls}
 
 
 @adapted("redis-py", "redis", Redis)
@@ -304,7 +304,7 @@ def mysql(where: Where, policy: Policy | None) -> Iterator[Client]:
 
     import safesock.adapters.pymysql
 
-    options: dict[str, Any] = {"host": HOST, "port": where.port, "user": "tester"}
+    options: dict[str, Any] = {"host": where.host, "port": where.port, "user": "tester"}
     options |= {"ssl": where.context, "connect_timeout": int(TIMEOUT)}
     made: Any = (
         safesock.adapters.pymysql.connect(policy=policy, **options)
@@ -335,7 +335,7 @@ def pg8000_connection(where: Where, policy: Policy | None) -> Iterator[Client]:
         if where.ca:
             secure(options["ssl_context"], policy)
     made = pg8000.native.Connection(
-        "tester", host=HOST, port=where.port, database="postgres", **options
+        "tester", host=where.host, port=where.port, database="postgres", **options
     )
     sock = made._usock
     yield Client(lambda: made.run("SELECT 1"), lambda: sock)
@@ -378,7 +378,7 @@ def ssh(where: Where, policy: Policy | None) -> Iterator[Client]:
     if policy:
         options["sock"] = safesock.adapters.create_connection(where.address, policy=policy)
     made.connect(
-        HOST,
+        where.host,
         where.port,
         "root",
         key_filename=f"{where.folder}/client",
@@ -460,12 +460,12 @@ async def anyio_stream(where: Where, policy: Policy | None) -> AsyncIterator[Cli
     stream: Any
     if policy:
         stream = await safesock.adapters.anyio.connect_tcp(
-            HOST, where.port, ssl_context=where.context, policy=policy
+            where.host, where.port, ssl_context=where.context, policy=policy
         )
     elif where.context:
-        stream = await anyio.connect_tcp(HOST, where.port, ssl_context=where.context)
+        stream = await anyio.connect_tcp(where.host, where.port, ssl_context=where.context)
     else:
-        stream = await anyio.connect_tcp(HOST, where.port)
+        stream = await anyio.connect_tcp(where.host, where.port)
 
     async def use() -> object:
         await stream.send(b"PING\r\n")

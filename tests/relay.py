@@ -21,9 +21,9 @@ _LARGE = 65536
 class Relay:
     """Between `with`, it listens on `port`, and goes on to the server at *address*."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], host: str = "127.0.0.1") -> None:
         self._address = address
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept)
         self._passing: list[threading.Thread] = []

@@ -83,6 +83,7 @@ def test_a_factory_makes_sockets_for_a_loop(peer: Peer) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         sock = make(answer)
+        assert sock.gettimeout() == 0
         await loop.sock_connect(sock, answer[4])
         _, writer = await asyncio.open_connection(sock=sock)
         writer.write(b"hello")
@@ -295,6 +296,17 @@ def test_a_name_is_tried_by_all_its_addresses(peer: Peer, run: Any) -> None:
         stream = await connect_tcp("localhost", peer.address[1], local_host=None)
         async with stream:
             assert stream.extra(SocketAttribute.remote_address) == peer.address
+
+    run(main)
+
+
+def test_two_that_are_made_at_once_are_not_two_too_many(run: Any) -> None:
+    async def main() -> None:
+        with Peer() as one, Peer(socket.AF_INET6, port=one.address[1]) as other:
+            # In one turn of the loop, as no time is between them.
+            stream = await connect_tcp("localhost", one.address[1], happy_eyeballs_delay=0)
+            await stream.aclose()
+            assert not (one.nobody_waits() and other.nobody_waits())
 
     run(main)
 

@@ -30,10 +30,11 @@ class Where:
     count: int
     ca: str | None
     folder: str
+    host: str = HOST
 
     @property
     def address(self) -> tuple[str, int]:
-        return HOST, self.port
+        return self.host, self.port
 
     @property
     def context(self) -> ssl.SSLContext | None:
@@ -49,7 +50,7 @@ class Where:
         return _context(self.ca)
 
     def url(self, scheme: str, path: str = "/") -> str:
-        return f"{scheme}{'s' if self.ca else ''}://{HOST}:{self.port}{path}"
+        return f"{scheme}{'s' if self.ca else ''}://{self.host}:{self.port}{path}"
 
 
 @functools.cache
