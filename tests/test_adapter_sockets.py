@@ -22,8 +22,9 @@ import safesock
 import safesock.adapters
 import safesock.adapters.asyncio
 from safesock import Abort, Cause, Drain, Linger, Policy, SafeSocket
+from safesock._resolve import lookup
 from safesock.adapters import SocketModule, create_connection, socket_factory
-from safesock.adapters.anyio import connect_tcp
+from safesock.adapters.anyio import _Race, connect_tcp
 from safesock.testing import ScriptedPeer
 
 RELEASE = Policy(on_loss="release")
@@ -290,23 +291,38 @@ def test_a_connect_that_is_given_up_leaves_nothing(peer: Peer, run: Any) -> None
     run(main)
 
 
+THIS_HOST: Any = None  # It resolves to ::1 and 127.0.0.1.
+
+
 def test_a_name_is_tried_by_all_its_addresses(peer: Peer, run: Any) -> None:
     async def main() -> None:
-        # Of IPv6 too, where nobody listens.
-        stream = await connect_tcp("localhost", peer.address[1], local_host=None)
-        async with stream:
+        async with await connect_tcp(THIS_HOST, peer.address[1]) as stream:
             assert stream.extra(SocketAttribute.remote_address) == peer.address
 
     run(main)
 
 
-def test_two_that_are_made_at_once_are_not_two_too_many(run: Any) -> None:
+def test_an_address_that_does_not_answer_is_not_waited_for(peer: Peer, run: Any) -> None:
     async def main() -> None:
-        with Peer() as one, Peer(socket.AF_INET6, port=one.address[1]) as other:
-            # In one turn of the loop, as no time is between them.
-            stream = await connect_tcp("localhost", one.address[1], happy_eyeballs_delay=0)
-            await stream.aclose()
-            assert not (one.nobody_waits() and other.nobody_waits())
+        with Peer(socket.AF_INET6, port=peer.address[1]) as silent, silent.black_hole():
+            stream = await connect_tcp(THIS_HOST, peer.address[1], happy_eyeballs_delay=0.01)
+            async with stream:
+                assert stream.extra(SocketAttribute.remote_address) == peer.address
+
+    run(main)
+
+
+def test_of_two_that_are_made_at_once_one_is_closed(peer: Peer, run: Any) -> None:
+    async def main() -> None:
+        race = _Race([], None, RELEASE)
+        (made, sockaddr), *_ = lookup(*peer.address)
+        for _ in range(2):  # The one that is made first cannot always stop the other in time.
+            await race._try(made, sockaddr, anyio.Event(), anyio.CancelScope())
+        first, second = peer.accept(), peer.accept()
+        assert await in_thread(second.read_to_end) == (b"", EOF)
+        sock = await race.run(0)
+        assert sock.getsockname() == first.sock.getpeername()
+        sock.close()
 
     run(main)
 
