@@ -7,7 +7,6 @@ import select
 import socket
 import ssl
 import threading
-from types import TracebackType
 from typing import Self
 
 import kernel
@@ -40,12 +39,7 @@ class Relay:
         self._acceptor.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._acceptor.join(TIMEOUT)
         self._listener.close()

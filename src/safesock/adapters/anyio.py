@@ -24,13 +24,10 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio.streams.tls import TLSStream
 
-from safesock import _kernel
-from safesock._attempt import refuse_itself
-from safesock._open import connect_from
 from safesock._policy import seconds_of
 from safesock._resolve import numeric
-from safesock._socket import SafeSocket
 from safesock.adapters._policies import for_client
+from safesock.asyncio._connect import connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +36,7 @@ if TYPE_CHECKING:
 
     from safesock._policy import Policy
     from safesock._resolve import Resolved
+    from safesock._socket import SafeSocket
 
 __all__ = ["SocketStream", "connect_tcp"]
 
@@ -251,7 +249,7 @@ class _Race:
         others: anyio.CancelScope,
     ) -> None:
         try:
-            sock = await _connect(made, sockaddr, self._local, self._policy)
+            sock = await connect(made, sockaddr, self._local, self._policy, anyio.wait_writable)
         except OSError as error:
             self._errors.append(error)
         else:
@@ -262,23 +260,3 @@ class _Race:
                 sock.close()
         finally:
             done.set()
-
-
-async def _connect(
-    made: tuple[int, int, int], sockaddr: Any, local: Any, policy: Policy
-) -> SafeSocket:
-    sock = SafeSocket(*made, policy=policy)
-    try:
-        sock.setblocking(False)
-        try:
-            connect_from(sock, local, sockaddr)
-        except (BlockingIOError, InterruptedError):
-            await anyio.wait_writable(sock)
-            number = sock.getsockopt(*_kernel.ERROR)
-            if number:
-                raise _kernel.os_error(number) from None
-        refuse_itself(sock)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
