@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
 import socket
 import ssl
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import kernel
 import netns
@@ -12,6 +15,7 @@ import pytest
 from loops import LOOPS, Loop
 from netns import Network
 from peer import Peer
+from servers.base import Servers
 from tls_peer import Certificates, TlsPeer
 
 
@@ -93,6 +97,20 @@ def context(certificates: Certificates) -> ssl.SSLContext:
 def context23(certificates: Certificates, version: str) -> ssl.SSLContext:
     """Once TLS 1.2, once 1.3."""
     return certificates.client(version)
+
+
+# Real servers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def servers(certificates: Certificates) -> Iterator[Servers]:
+    # They run as users of their own, to whom pytest's folders are closed; and leave much.
+    with (
+        tempfile.TemporaryDirectory(prefix="safesock-servers-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+        Path(folder).chmod(0o755)
+        yield Servers(Path(folder), certificates, stack)
 
 
 # asyncio ----------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import re
 import select
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +24,11 @@ import pytest
 from clients.uses import comparable
 from command import PIPE, PROGRAM, Command, running
 from kernel import wait_until
-from servers.base import Server
+from servers.base import Server, Servers
 from servers.brokers import Mosquitto, MosquittoWebSocket, RabbitMq
 from servers.databases import MariaDb, Memcached, Postgres, Redis
 from servers.sessions import Dovecot, Exim, OpenSsh, Vsftpd
 from servers.web import Nginx
-from tls_peer import Certificates
 
 # Seconds for a server to close, some of which do so when they have heard nothing for a while; and
 # for a client to do its work, which has timeouts of its own.
@@ -85,35 +83,6 @@ CASES = [
 ]
 # Those that run every time.
 QUICK = ("http.client", "smtplib")
-
-
-class Servers:
-    """Each is started when it is first asked for."""
-
-    def __init__(self, folder: Path, certificates: Certificates, stack: contextlib.ExitStack):
-        self._folder, self._certificates, self._stack = folder, certificates, stack
-        self._started: dict[type[Server], Server] = {}
-
-    def get(self, kind: type[Server]) -> Server:
-        if reason := kind.why_not():
-            pytest.skip(reason)
-        if kind not in self._started:
-            folder = self._folder / kind.__name__
-            folder.mkdir(mode=0o755)
-            made = kind(folder, self._certificates)
-            self._started[kind] = self._stack.enter_context(made)
-        return self._started[kind]
-
-
-@pytest.fixture(scope="session")
-def servers(certificates: Certificates) -> Iterator[Servers]:
-    # They run as users of their own, to whom pytest's folders are closed; and leave much.
-    with (
-        tempfile.TemporaryDirectory(prefix="safesock-servers-") as folder,
-        contextlib.ExitStack() as stack,
-    ):
-        Path(folder).chmod(0o755)
-        yield Servers(Path(folder), certificates, stack)
 
 
 def cases() -> Iterator[Any]:

@@ -83,6 +83,18 @@ LAYERS = [
     "asyncio._dial",
     "asyncio._connector",
     "asyncio.__init__",
+    "adapters._policies",
+    "adapters._sockets",
+    "adapters.asyncio",
+    "adapters.urllib3",
+    "adapters.requests",
+    "adapters.anyio",
+    "adapters.httpcore",
+    "adapters.httpx",
+    "adapters.redis.__init__",
+    "adapters.redis.asyncio",
+    "adapters.pymysql",
+    "adapters.__init__",
     "_demo_kernel",
     "_demo_server",
     "_demo_screen",
@@ -159,7 +171,7 @@ def layers_imported(tree: ast.AST) -> set[str]:
     for name in imported(tree):
         first, *rest = name.split(".")
         if first == "safesock":
-            known = (".".join(rest[:end]) for end in (2, 1))
+            known = (".".join(rest[:end]) for end in (3, 2, 1))
             found.add(next((one for one in known if one in LAYERS), "__init__"))
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from safesock import _background, _forks, _kernel, _unraisable
 from safesock._kept import Kept, wards
-from safesock._policy import Policy, policy_or_default, sweep_in
+from safesock._policy import FOR_CLIENTS, Policy, policy_or_default, sweep_in
 from safesock._replaced import Methods
 from safesock._sweep import Sweeper, missed
 from safesock._value import Value
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
-DEFAULT = Policy(on_loss="release")
 _lock = _forks.Lock()
 # The last one is asked first.
 _active: list[Enforcement] = []
@@ -161,7 +160,7 @@ def enforce(
     Linux; elsewhere it changes nothing but how a close goes.
     """
     global _methods
-    chosen = DEFAULT if policy is None else policy_or_default(policy)
+    chosen = FOR_CLIENTS if policy is None else policy_or_default(policy)
     if only is not None and not callable(only):
         raise TypeError(f"only takes a function of the peer's address: not {only!r}")
     if not _background.IS_POSSIBLE:

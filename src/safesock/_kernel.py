@@ -45,6 +45,7 @@ Raw = _socket.socket
 SHUT_WR = _socket.SHUT_WR
 # What getsockopt(2) is asked for: the error of a connect that went on in the background, the type.
 ERROR = _socket.SOL_SOCKET, _socket.SO_ERROR
+REUSE_ADDRESS = _socket.SOL_SOCKET, _socket.SO_REUSEADDR
 TYPE = _socket.SOL_SOCKET, _socket.SO_TYPE
 
 # What a connect that goes on in the background answers (EWOULDBLOCK on Windows).
@@ -237,7 +238,7 @@ def prepare(sock: Raw, policy: Policy) -> None:
 
 def set_reuse_address(sock: Raw, on: bool) -> None:
     """SO_REUSEADDR."""
-    Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_REUSEADDR, int(on))
+    Raw.setsockopt(sock, *REUSE_ADDRESS, int(on))
 
 
 def set_receive_buffer(sock: Raw, size: int) -> None:

@@ -272,3 +272,5 @@ def _flag(name: str, value: bool | None) -> bool | None:
 
 
 DEFAULT = Policy()
+# Other people's clients keep the descriptor's number, and what is unread, whatever becomes of it.
+FOR_CLIENTS = Policy(on_loss="release")

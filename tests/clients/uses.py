@@ -30,21 +30,27 @@ class Where:
     count: int
     ca: str | None
     folder: str
+    host: str = HOST
 
     @property
     def address(self) -> tuple[str, int]:
-        return HOST, self.port
+        return self.host, self.port
 
     @property
     def context(self) -> ssl.SSLContext | None:
         return self.tls_context if self.ca else None
 
     @property
+    def fresh_context(self) -> ssl.SSLContext | None:
+        """One that nobody else has, so that it can be changed."""
+        return ssl.create_default_context(cafile=self.ca) if self.ca else None
+
+    @property
     def tls_context(self) -> ssl.SSLContext:
         return _context(self.ca)
 
     def url(self, scheme: str, path: str = "/") -> str:
-        return f"{scheme}{'s' if self.ca else ''}://{HOST}:{self.port}{path}"
+        return f"{scheme}{'s' if self.ca else ''}://{self.host}:{self.port}{path}"
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+import pytest
 from kernel import wait_until
 from tls_peer import Certificates
 
@@ -195,3 +196,21 @@ class Server:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+
+class Servers:
+    """Each is started when it is first asked for."""
+
+    def __init__(self, folder: Path, certificates: Certificates, stack: contextlib.ExitStack):
+        self._folder, self._certificates, self._stack = folder, certificates, stack
+        self._started: dict[type[Server], Server] = {}
+
+    def get(self, kind: type[Server]) -> Server:
+        if reason := kind.why_not():
+            pytest.skip(reason)
+        if kind not in self._started:
+            folder = self._folder / kind.__name__
+            folder.mkdir(mode=0o755)
+            made = kind(folder, self._certificates)
+            self._started[kind] = self._stack.enter_context(made)
+        return self._started[kind]

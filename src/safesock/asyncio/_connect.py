@@ -15,6 +15,7 @@ from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from typing import Any, TypeAlias
 
     from safesock._policy import Policy
@@ -140,34 +141,6 @@ def running_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def connect(
-    made: tuple[int, int, int],
-    sockaddr: Any,
-    local: tuple[Any, ...] | None,
-    policy: Policy,
-    previous: int | None = None,
-) -> SafeSocket:
-    """bind(2) to *local*, and connect(2). Nothing is left open when this fails, or is cancelled.
-    *previous*: the number of the connection that it comes back from."""
-    sock = SafeSocket(*made, policy=policy)
-    try:
-        sock.setblocking(False)
-        sock._prepare(previous)
-        try:
-            connect_from(sock, local, sockaddr)
-        except (BlockingIOError, InterruptedError):
-            await _writable(sock)
-            with naming_the_holder(sock, "connect", local, sockaddr):
-                number = sock.getsockopt(*_kernel.ERROR)
-                if number:
-                    raise OSError(number, f"Connect call failed {sockaddr}") from None
-        refuse_itself(sock)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 async def _writable(sock: SafeSocket) -> None:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
@@ -177,6 +150,36 @@ async def _writable(sock: SafeSocket) -> None:
         await done
     finally:
         loop.remove_writer(fd)
+
+
+async def connect(
+    made: tuple[int, int, int],
+    sockaddr: Any,
+    local: tuple[Any, ...] | None,
+    policy: Policy,
+    previous: int | None = None,
+    writable: Callable[[SafeSocket], Awaitable[None]] = _writable,
+) -> SafeSocket:
+    """bind(2) to *local*, and connect(2), for which *writable* waits. Nothing is left open when
+    this fails, or is cancelled. *previous*: the number of the connection that it comes back from.
+    """
+    sock = SafeSocket(*made, policy=policy)
+    try:
+        sock.setblocking(False)
+        sock._prepare(previous)
+        try:
+            connect_from(sock, local, sockaddr)
+        except (BlockingIOError, InterruptedError):
+            await writable(sock)
+            with naming_the_holder(sock, "connect", local, sockaddr):
+                number = sock.getsockopt(*_kernel.ERROR)
+                if number:
+                    raise OSError(number, f"Connect call failed {sockaddr}") from None
+        refuse_itself(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def wake(waiter: asyncio.Future[None]) -> None:
