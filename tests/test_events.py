@@ -230,8 +230,9 @@ def test_a_close_notify_is_a_loss(tls: TlsPeer, context: ssl.SSLContext, on_loss
     assert told.kinds() == ["Connected", "Lost", *released, "Closed"]
 
 
+@pytest.mark.parametrize("on_loss", ["close", "keep"])
 @pytest.mark.parametrize("loop_name", list(LOOPS))
-def test_tls_on_a_loop(tls: TlsPeer, context: ssl.SSLContext, loop_name: str) -> None:
+def test_tls_on_a_loop(tls: TlsPeer, context: ssl.SSLContext, loop_name: str, on_loss: Any) -> None:
     async def opened(address: Any, policy: Policy) -> Any:
         connector = safesock.asyncio.Connector(
             address, policy=policy, ssl_context=context, server_hostname=NAME
@@ -246,9 +247,10 @@ def test_tls_on_a_loop(tls: TlsPeer, context: ssl.SSLContext, loop_name: str) ->
 
     with listening(tls.address) as told, OnLoop(loop_name, opened) as driver:
         end = tls.begin(tls.accept_and_shake)
-        line = driver.connect(tls.address, Policy(grace=LONG))
+        line = driver.connect(tls.address, Policy(on_loss=on_loss, grace=LONG))
         done(end).close_notify()
         line.read()
+        told.wait_for(Lost)
         line.close()
         told.wait_for(Closed)
     assert told.kinds() == ["Connecting", "Connected", "Lost", "Closed"]

@@ -49,7 +49,7 @@ class Told:
         """A connect to *address* is on its way; it may have been before, and be asked for again."""
         if not self.number:
             self._is_another()
-        if self.asked is None and (story := self.heard()) is not None:
+        if (story := self.heard()) is not None:  # Told once, however often it is noted.
             story.connecting(address, bound_to(sock))
         # In case the kernel can no longer tell the peer's address when it has been made.
         self.asked = address
