@@ -67,6 +67,8 @@ def alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def _runner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, act: Run) -> Run:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for name in ("CI", "BUILD_NUMBER"):  # With them, the summary says all of it again.
+        monkeypatch.delenv(name, raising=False)
     pytester.makeconftest(CONFTEST)
 
     def run(text: str, *options: str) -> pytest.RunResult:

@@ -597,7 +597,8 @@ def test_a_previous_connection_that_cannot_end_is_waited_for_within_the_deadline
     network: Network, remote: Peer
 ) -> None:
     """The deadline is shorter than the timeout of an attempt."""
-    reconnect = Reconnect(attempts=5, deadline=0.5, wait=tenacity.wait_fixed(1))
+    # Long enough for the first connection, whose first SYN a new cable may lose.
+    reconnect = Reconnect(attempts=5, deadline=5, wait=tenacity.wait_fixed(9))
     with (
         connector_to(remote, reconnect=reconnect, timeout=TIMEOUT) as connector,
         network.client.entered(),
