@@ -84,6 +84,7 @@ LAYERS = [
     "asyncio._connector",
     "asyncio.__init__",
     "adapters._policies",
+    "adapters._extras",
     "adapters._sockets",
     "adapters.asyncio",
     "adapters.urllib3",

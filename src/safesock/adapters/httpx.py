@@ -12,9 +12,11 @@ own. `response.extensions["network_stream"].get_extra_info("socket")` is the `Sa
 
 from __future__ import annotations
 
-import httpx
-
+from safesock.adapters._extras import brought_by
 from safesock.adapters.httpcore import AsyncNetworkBackend, NetworkBackend
+
+with brought_by("httpx"):
+    import httpx
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 
-import redis.asyncio
-
+from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_event_loop
 from safesock.adapters.asyncio import connect
+
+with brought_by("redis"):
+    import redis.asyncio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
