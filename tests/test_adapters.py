@@ -228,6 +228,28 @@ def test_requests_refuses_a_socks_proxy_and_its_adapter_can_be_pickled(servers: 
             session.get("http://localhost/", proxies={"http": "socks5://localhost:1"})
 
 
+class Channel:
+    """As one of an SSH client's: what clients call of a socket, but no socket."""
+
+    def __init__(self, address: Any) -> None:
+        self._sock = socket.create_connection(address)
+        self.settimeout, self.makefile = self._sock.settimeout, self._sock.makefile
+        self.sendall, self.close = self._sock.sendall, self._sock.close
+
+
+def test_pymysql_over_what_is_no_socket_is_left_alone(servers: Servers) -> None:
+    server = started(ADAPTED["PyMySQL"], servers)
+    from safesock.adapters.pymysql import Connection
+
+    with nothing_left_open():
+        made = Connection(user="tester", ssl_disabled=True, defer_connect=True, policy=RELEASE)
+        channel: Any = Channel((HOST, server.port))
+        made.connect(channel)
+        with made, made.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert cursor.fetchall() == ((1,),)
+
+
 def _by_urllib3(where: Where, proxy: str, policy: Policy) -> Iterator[Any]:
     from safesock.adapters.urllib3 import ProxyManager
 

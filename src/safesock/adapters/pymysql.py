@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import socket
 
-import pymysql
-import pymysql.connections
-
+from safesock import _kernel
 from safesock._open import wrap
+from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
+
+with brought_by("pymysql"):
+    import pymysql
+    import pymysql.connections
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,13 +45,14 @@ class Connection(Base):
         super().__init__(*args, **kwargs)
 
     def connect(self, sock: socket.socket | None = None) -> None:
-        """As PyMySQL's; then the connection goes by the policy. One over AF_UNIX is left alone."""
+        """As PyMySQL's; then the connection goes by the policy. One over AF_UNIX, or over a *sock*
+        that is no TCP socket, is left alone."""
         super().connect(sock)
         self._take_over()
 
     def _take_over(self) -> None:
         made: Any = self
-        if made._sock.family == socket.AF_UNIX:
+        if not isinstance(made._sock, socket.socket) or not _kernel.is_tcp(made._sock):
             return
         made._rfile.close()  # It has no more to give: the server speaks when it is asked.
         made._sock = wrap(made._sock, self.policy)
