@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -298,6 +299,53 @@ def test_a_name_is_tried_by_all_its_addresses(peer: Peer, run: Any) -> None:
     async def main() -> None:
         async with await connect_tcp(THIS_HOST, peer.address[1]) as stream:
             assert stream.extra(SocketAttribute.remote_address) == peer.address
+
+    run(main)
+
+
+def test_addresses_need_not_be_strings_and_a_local_port_can_be_fixed(peer: Peer, run: Any) -> None:
+    host, port = peer.address
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        local_port = probe.getsockname()[1]
+
+    async def main() -> None:
+        for where in (ipaddress.ip_address(host), THIS_HOST):
+            stream = await connect_tcp(
+                where, port, local_host=ipaddress.ip_address(host), local_port=local_port
+            )
+            async with stream:
+                assert stream.extra(SocketAttribute.local_address) == (host, local_port)
+                peer.accept().fin()
+                with pytest.raises(anyio.EndOfStream):
+                    await stream.receive()
+        async with await connect_tcp(host, port, local_host="localhost") as stream:
+            assert stream.extra(SocketAttribute.remote_address) == peer.address
+
+    run(main)
+
+
+def test_over_one_local_port_there_is_no_race(run: Any, peer: Peer) -> None:
+    host, port = peer.address
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        local_port = probe.getsockname()[1]
+
+    async def main() -> None:
+        (made, sockaddr), *_ = lookup(host, port)
+        with Peer() as silent, silent.black_hole(), anyio.move_on_after(0.2) as scope:
+            found = [(made, silent.address), (made, sockaddr)]
+            race = _Race(found, (host, local_port), RELEASE)
+            (await race.run(0.01)).close()
+        assert scope.cancelled_caught  # It still waits for the first.
+
+    run(main)
+
+
+def test_a_port_is_not_taken_modulo(peer: Peer, run: Any) -> None:
+    async def main() -> None:
+        with pytest.raises(OverflowError, match="65535"):
+            await connect_tcp(peer.address[0], peer.address[1] + 0x10000)
 
     run(main)
 

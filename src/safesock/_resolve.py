@@ -20,6 +20,12 @@ def is_numeric(host: str) -> bool:
     return bool(numeric((host, 0)))
 
 
+def check_port(port: Any) -> None:
+    """Raises OverflowError for a number that is no port: the resolver takes it modulo."""
+    if isinstance(port, int) and not 0 <= port <= 0xFFFF:
+        raise OverflowError(f"port must be 0-65535: not {port}")
+
+
 def numeric(
     address: tuple[Any, ...], family: int = 0, proto: int = 0, flags: int = 0
 ) -> list[Resolved]:

@@ -18,21 +18,25 @@ from __future__ import annotations
 
 import socket
 
-import anyio
-import anyio.abc
-import anyio.lowlevel
-import anyio.to_thread
-from anyio.streams.tls import TLSStream
-
 from safesock._policy import seconds_of
-from safesock._resolve import numeric
+from safesock._resolve import check_port, numeric
+from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
 from safesock.asyncio._connect import connect
+
+with brought_by("anyio"):
+    import anyio
+    import anyio.abc
+    import anyio.lowlevel
+    import anyio.to_thread
+    from anyio.streams.tls import TLSStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
     from typing import Any, Literal, NoReturn, overload
+
+    from anyio.abc import IPAddressType
 
     from safesock._policy import Policy
     from safesock._resolve import Resolved
@@ -121,11 +125,12 @@ if TYPE_CHECKING:
 
     @overload
     async def connect_tcp(
-        remote_host: str,
+        remote_host: IPAddressType,
         remote_port: int,
         *,
         policy: Policy | None = ...,
-        local_host: str | None = ...,
+        local_host: IPAddressType | None = ...,
+        local_port: int | None = ...,
         tls: Literal[False] = ...,
         ssl_context: None = ...,
         tls_standard_compatible: bool = ...,
@@ -135,11 +140,12 @@ if TYPE_CHECKING:
 
     @overload
     async def connect_tcp(
-        remote_host: str,
+        remote_host: IPAddressType,
         remote_port: int,
         *,
         policy: Policy | None = ...,
-        local_host: str | None = ...,
+        local_host: IPAddressType | None = ...,
+        local_port: int | None = ...,
         tls: bool = ...,
         ssl_context: ssl.SSLContext,
         tls_standard_compatible: bool = ...,
@@ -149,11 +155,12 @@ if TYPE_CHECKING:
 
     @overload
     async def connect_tcp(
-        remote_host: str,
+        remote_host: IPAddressType,
         remote_port: int,
         *,
         policy: Policy | None = ...,
-        local_host: str | None = ...,
+        local_host: IPAddressType | None = ...,
+        local_port: int | None = ...,
         tls: Literal[True],
         ssl_context: ssl.SSLContext | None = ...,
         tls_standard_compatible: bool = ...,
@@ -163,11 +170,12 @@ if TYPE_CHECKING:
 
 
 async def connect_tcp(
-    remote_host: str,
+    remote_host: IPAddressType,
     remote_port: int,
     *,
     policy: Policy | None = None,
-    local_host: str | None = None,
+    local_host: IPAddressType | None = None,
+    local_port: int | None = None,
     tls: bool = False,
     ssl_context: ssl.SSLContext | None = None,
     tls_standard_compatible: bool = True,
@@ -177,16 +185,17 @@ async def connect_tcp(
     """Connects: `anyio.connect_tcp` with a *policy*; None is `Policy(on_loss="release")`.
 
     The addresses of the name are tried in a race (RFC 8305), each *happy_eyeballs_delay* seconds
-    after the one before. Raises OSError where none can be had, and ValueError for on_loss="close".
+    after the one before; over a fixed *local_port*, which takes *local_host*, one after the other.
+    Raises OSError where none can be had, and ValueError for on_loss="close".
     """
     chosen = for_client(policy)
     if chosen.nodelay is None:
         chosen = chosen.__replace__(nodelay=True)  # As anyio's own.
-    local = None if local_host is None else (local_host, 0)
-    found = await _resolved(remote_host, remote_port)
+    family, local = await _local_address(local_host, local_port)
+    found = await _resolved(remote_host, remote_port, family)
     sock = await _Race(found, local, chosen).run(happy_eyeballs_delay)
     stream = SocketStream(sock)
-    if not tls and tls_hostname is None and ssl_context is None:
+    if not tls and not tls_hostname and ssl_context is None:
         return stream
     try:
         return await TLSStream.wrap(
@@ -201,13 +210,25 @@ async def connect_tcp(
         raise
 
 
-async def _resolved(host: str, port: int) -> list[Resolved]:
-    """IPv6 first, as anyio does."""
-    found = numeric((host, port))
+async def _local_address(host: IPAddressType | None, port: int | None) -> tuple[int, Any]:
+    """The family that it is of, and what to bind to."""
+    if not host:
+        return socket.AF_UNSPEC, None
+    (family, _, _, _, local), *_ = await anyio.getaddrinfo(str(host), port)
+    return family, local
+
+
+async def _resolved(host: IPAddressType, port: int, family: int) -> list[Resolved]:
+    """One of IPv6 first and one of IPv4 second, as anyio does."""
+    check_port(port)
+    name: Any = host and str(host)
+    found = numeric((name, port))
     if not found:
-        answer = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        found = [((family, kind, proto), where) for family, kind, proto, _, where in answer]
-        found.sort(key=lambda one: one[0][0] != socket.AF_INET6)
+        answer = await anyio.getaddrinfo(name, port, family=family, type=socket.SOCK_STREAM)
+        all_of_them = [((family, kind, proto), where) for family, kind, proto, _, where in answer]
+        of_each = {one[0][0]: one for one in reversed(all_of_them)}
+        found = [of_each[kind] for kind in (socket.AF_INET6, socket.AF_INET) if kind in of_each]
+        found += [one for one in all_of_them if one not in found]
     return found
 
 
@@ -219,7 +240,9 @@ class _Race:
         self._made: SafeSocket | None = None
         self._errors: list[OSError] = []
 
-    async def run(self, delay: float) -> SafeSocket:
+    async def run(self, delay: float | None) -> SafeSocket:
+        if self._local and self._local[1]:
+            delay = None  # One would hold the port when another wants it.
         try:
             async with anyio.create_task_group() as group:
                 for made, sockaddr in self._found:

@@ -10,7 +10,7 @@ from asyncio import base_events, staggered
 from safesock import _kernel
 from safesock._attempt import refuse_itself
 from safesock._open import connect_from, naming_the_holder
-from safesock._resolve import numeric
+from safesock._resolve import check_port, numeric
 from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 async def addresses(address: tuple[Any, ...], **hints: Any) -> list[Resolved]:
     """The TCP addresses of *address*, a pair of host and port. Raises socket.gaierror."""
-    port = address[1]
-    if isinstance(port, int) and not 0 <= port <= 0xFFFF:
-        raise OverflowError(f"port must be 0-65535: not {port}")  # The resolver takes it modulo.
+    check_port(address[1])
     found = numeric(address, **hints)
     if not found:
         loop = asyncio.get_running_loop()
