@@ -11,16 +11,18 @@ httpcore's own, above a `SafeSocket`, which `stream.get_extra_info("socket")` gi
 
 from __future__ import annotations
 
-import socket
-
-import anyio
-import httpcore
-from httpcore._backends.anyio import AnyIOStream
-
 from safesock._open import wrap
-from safesock._socket import SafeSocket
-from safesock.adapters import anyio as safe_anyio
+from safesock._tls import before_handshake
+from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
+
+with brought_by("httpx"):
+    import anyio
+    import httpcore
+    from httpcore._backends.anyio import AnyIOStream
+    from httpcore._backends.sync import SyncStream
+
+    from safesock.adapters import anyio as safe_anyio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from safesock._policy import Policy
+    from safesock._socket import SafeSocket
+    from safesock._tls import SafeSSLSocket
 
 __all__ = ["AsyncNetworkBackend", "NetworkBackend"]
 
@@ -41,38 +45,31 @@ class NetworkBackend(httpcore.SyncBackend):
 
     def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
         """As httpcore's; the connection goes by the policy."""
-        return _Stream(super().connect_tcp(*args, **kwargs), self.policy)
+        stream = super().connect_tcp(*args, **kwargs)
+        return _Stream(wrap(stream.get_extra_info("socket"), self.policy))
 
 
-class _Stream(httpcore.NetworkStream):
-    """Another one, whose socket it takes over."""
+class _Stream(SyncStream):
+    """httpcore's own, whose connection stays the one that it is when TLS begins on it."""
 
-    def __init__(self, stream: Any, policy: Policy) -> None:
-        made: socket.socket = stream.get_extra_info("socket")
-        if not isinstance(made, SafeSocket):  # It is one where this is TLS in TLS.
-            stream._sock = wrap(made, policy)
-        self._stream: httpcore.NetworkStream = stream
-        self._policy = policy
+    def start_tls(self, ssl_context: Any, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
+        return super().start_tls(_Context(ssl_context), *args, **kwargs)  # type: ignore[arg-type]
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, timeout)
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, timeout)
+class _Context:
+    """What `start_tls` needs of a context, which others may share: it stays as it is."""
 
-    def close(self) -> None:
-        self._stream.close()
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
 
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.NetworkStream:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._policy)
+    def wrap_socket(self, sock: SafeSocket, server_hostname: str | None) -> SafeSSLSocket:
+        made = before_handshake(sock, self._context, server_hostname)
+        try:
+            made.do_handshake()
+        except BaseException:
+            made.close()
+            raise
+        return made
 
 
 class AsyncNetworkBackend(httpcore.AnyIOBackend):
@@ -95,10 +92,15 @@ class AsyncNetworkBackend(httpcore.AnyIOBackend):
                 stream = await safe_anyio.connect_tcp(
                     host, port, local_host=local_address, policy=self.policy
                 )
+            sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+            try:
+                for option in socket_options or ():
+                    sock.setsockopt(*option)
+            except BaseException:
+                sock.close()
+                raise
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(error) from error
         except OSError as error:
             raise httpcore.ConnectError(error) from error
-        for option in socket_options or ():
-            stream.extra(anyio.abc.SocketAttribute.raw_socket).setsockopt(*option)
         return AnyIOStream(stream)

@@ -12,10 +12,13 @@ addresses. Through proxies too, but not SOCKS: to ask for one raises ValueError.
 
 from __future__ import annotations
 
-import requests.adapters
-
+from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
-from safesock.adapters.urllib3 import govern
+
+with brought_by("requests"):
+    import requests.adapters
+
+    from safesock.adapters.urllib3 import govern
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,8 +50,6 @@ class HTTPAdapter(requests.adapters.HTTPAdapter):
                 "safesock's HTTPAdapter does not speak to SOCKS proxies: mount requests' own, with "
                 "safesock.enforce()"
             )
-        is_new = proxy not in self.proxy_manager
         manager = super().proxy_manager_for(proxy, **kwargs)
-        if is_new:
-            govern(manager, self.policy)
+        govern(manager, self.policy)  # Each time: another thread may have made it just now.
         return manager

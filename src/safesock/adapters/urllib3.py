@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import functools
 
-import urllib3
-import urllib3.connection
-from urllib3.util.ssltransport import SSLTransport
-
 from safesock import _kernel
 from safesock._open import wrap
+from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
+
+with brought_by("urllib3"):
+    import urllib3
+    import urllib3.connection
+    from urllib3.util.ssltransport import SSLTransport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
     from safesock._policy import Policy
 
     Base = urllib3.connection.HTTPConnection
+    BasePool = urllib3.HTTPConnectionPool
 else:
-    Base = object
+    Base = BasePool = object
 
 __all__ = [
     "HTTPConnection",
@@ -76,14 +79,20 @@ class HTTPSConnection(_Governed, urllib3.connection.HTTPSConnection):
     """urllib3's, with a *policy*. Raises ValueError for on_loss="close"."""
 
 
-class HTTPConnectionPool(urllib3.HTTPConnectionPool):
-    """urllib3's; *policy*, like all that it does not know, goes to its connections."""
+class _GovernedPool(BasePool):
+    def __init__(self, *args: Any, policy: Policy | None = None, **kwargs: Any) -> None:
+        # Like all that a pool does not know, it goes to the connections.
+        super().__init__(*args, policy=for_client(policy), **kwargs)
+
+
+class HTTPConnectionPool(_GovernedPool, urllib3.HTTPConnectionPool):
+    """urllib3's, with a *policy*. Raises ValueError for on_loss="close"."""
 
     ConnectionCls = HTTPConnection
 
 
-class HTTPSConnectionPool(urllib3.HTTPSConnectionPool):
-    """urllib3's; *policy*, like all that it does not know, goes to its connections."""
+class HTTPSConnectionPool(_GovernedPool, urllib3.HTTPSConnectionPool):
+    """urllib3's, with a *policy*. Raises ValueError for on_loss="close"."""
 
     ConnectionCls = HTTPSConnection
 
