@@ -22,10 +22,12 @@ from peer import EOF, RESET, TIMEOUT, Peer
 import safesock
 import safesock.adapters
 import safesock.adapters.asyncio
-from safesock import Abort, Cause, Drain, Linger, Policy, SafeSocket
+from safesock import Abort, Cause, Drain, Graceful, Linger, Policy, SafeSocket
 from safesock._resolve import lookup
 from safesock.adapters import SocketModule, create_connection, socket_factory
 from safesock.adapters.anyio import _Race, connect_tcp
+from safesock.asyncio._connect import connect, give_up
+from safesock.events import Closed
 from safesock.testing import ScriptedPeer
 
 RELEASE = Policy(on_loss="release")
@@ -373,6 +375,34 @@ def test_of_two_that_are_made_at_once_one_is_closed(peer: Peer, run: Any) -> Non
         sock.close()
 
     run(main)
+
+
+def test_what_is_given_up_as_it_is_made_does_not_hold_up_the_loop(peer: Peer, run: Any) -> None:
+    policy = Policy(Drain(1.0), on_loss="release")
+    (made, sockaddr), *_ = lookup(*peer.address)
+    told: list[Any] = []
+
+    async def given_up(_: Any) -> None:
+        peer.accept()
+        raise TimeoutError
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await connect(made, sockaddr, None, policy, writable=given_up)
+        race = _Race([], None, policy)
+        for _ in range(2):
+            await race._try(made, sockaddr, anyio.Event(), anyio.CancelScope())
+        give_up(await race.run(0))
+
+    with safesock.subscribe(told.append):
+        run(main)
+        wait_until(lambda: len(ended(told)) == 3, "all are told of")
+    # A Drain would have waited for the peer, on the loop.
+    assert [one.report.mode for one in ended(told)] == [Graceful()] * 3
+
+
+def ended(told: list[Any]) -> list[Any]:
+    return [one for one in told if isinstance(one, Closed)]
 
 
 def test_tls_is_anyios_own_above_the_stream(certificates: Any, run: Any) -> None:

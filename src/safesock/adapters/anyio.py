@@ -22,7 +22,7 @@ from safesock._policy import seconds_of
 from safesock._resolve import check_port, numeric
 from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
-from safesock.asyncio._connect import connect
+from safesock.asyncio._connect import connect, give_up
 
 with brought_by("anyio"):
     import anyio
@@ -252,7 +252,7 @@ class _Race:
                         await done.wait()
         except BaseException:
             if self._made is not None:
-                self._made.close()
+                give_up(self._made)
             raise
         if self._made is not None:
             return self._made
@@ -282,6 +282,6 @@ class _Race:
                 self._made = sock
                 others.cancel()
             else:
-                sock.close()
+                give_up(sock)
         finally:
             done.set()

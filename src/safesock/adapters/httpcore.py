@@ -15,6 +15,7 @@ from safesock._open import wrap
 from safesock._tls import before_handshake
 from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
+from safesock.asyncio._connect import give_up
 
 with brought_by("httpx"):
     import anyio
@@ -92,12 +93,12 @@ class AsyncNetworkBackend(httpcore.AnyIOBackend):
                 stream = await safe_anyio.connect_tcp(
                     host, port, local_host=local_address, policy=self.policy
                 )
-            sock = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+            sock: Any = stream.extra(anyio.abc.SocketAttribute.raw_socket)
             try:
                 for option in socket_options or ():
                     sock.setsockopt(*option)
             except BaseException:
-                sock.close()
+                give_up(sock)
                 raise
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(error) from error

@@ -10,6 +10,7 @@ from asyncio import base_events, staggered
 from safesock import _kernel
 from safesock._attempt import refuse_itself
 from safesock._open import connect_from, naming_the_holder
+from safesock._policy import Graceful, seconds_of
 from safesock._resolve import check_port, numeric
 from safesock._socket import SafeSocket
 
@@ -91,7 +92,7 @@ class _Attempts:
         if self._made is None:
             self._made = sock
         else:
-            sock.close()  # The second in a race.
+            give_up(sock)  # The second in a race.
 
     async def _connect(self, made: tuple[int, int, int], sockaddr: Any) -> SafeSocket:
         if not self._local:
@@ -125,7 +126,7 @@ class _Attempts:
 
     def close(self) -> None:
         if self._made is not None:
-            self._made.close()
+            give_up(self._made)
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
@@ -175,9 +176,16 @@ async def connect(
                     raise OSError(number, f"Connect call failed {sockaddr}") from None
         refuse_itself(sock)
     except BaseException:
-        sock.close()
+        give_up(sock)
         raise
     return sock
+
+
+def give_up(sock: SafeSocket) -> None:
+    """Closes what nothing has been sent over: there is nothing that the loop should wait for."""
+    if seconds_of(sock.policy.close):
+        sock._close_by(Graceful())
+    sock.close()
 
 
 def wake(waiter: asyncio.Future[None]) -> None:
