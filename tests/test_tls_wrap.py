@@ -136,8 +136,9 @@ def test_every_mode_works_after_wrap(
         sock.settimeout(after)
         assert sock.gettimeout() == after
         if after is not None:
-            with pytest.raises(ssl.SSLWantReadError if after == 0.0 else TimeoutError):
+            with pytest.raises(ssl.SSLWantReadError if after == 0.0 else TimeoutError) as caught:
                 sock.recv(1)
+            assert after == 0.0 or str(caught.value) == "The read operation timed out"
         later = threading.Timer(0.05, end.say, [b"late"])
         later.start()
         try:
@@ -166,8 +167,9 @@ def test_a_peer_that_does_not_read_stops_writes_as_in_the_standard_library(
                     sock.sendall(data)
                 assert len(done(reading)) == 4 * len(data)
                 continue
-            with pytest.raises(TimeoutError if timeout else ssl.SSLWantWriteError):
+            with pytest.raises(TimeoutError if timeout else ssl.SSLWantWriteError) as caught:
                 sock.sendall(data * 64)
+            assert not timeout or str(caught.value) == "The write operation timed out"
             assert policy is None or loss_of(sock) is None
 
 

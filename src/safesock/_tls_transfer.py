@@ -175,7 +175,7 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
     def _wait(self, deadline: float | None, *, write: bool) -> None:
         left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         if not _kernel.ready(self, left, write=write):
-            raise TimeoutError("The TLS operation timed out")
+            raise TimeoutError(f"The {'write' if write else 'read'} operation timed out")
 
     @contextlib.contextmanager
     def _engine_at_work(self) -> Iterator[None]:
