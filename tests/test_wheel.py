@@ -139,10 +139,10 @@ def test_the_sdist_has_all_that_the_tests_take(built: Built, tmp_path: Path) -> 
         archive.extractall(tmp_path, filter="data")
     (folder,) = tmp_path.iterdir()
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    theirs = files_of_the_checkout("src", "tests", "benchmarks", "examples")
+    theirs = files_of_the_checkout("src", "tests", "benchmarks", "docs", "examples")
     files = {"CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml"}
     assert there == theirs | files | {".gitignore", "PKG-INFO"}
-    quick = [f"tests/test_{name}.py" for name in ("examples", "layers", "readme")]
+    quick = [f"tests/test_{name}.py" for name in ("examples", "layers", "pages")]
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *quick],
         cwd=folder,
@@ -164,14 +164,6 @@ def test_the_checkout_gives_the_wheel_that_the_sdist_gives(built: Built, tmp_pat
 
 
 # What it takes ----------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="it costs, and lint takes 3.11 only")
-def test_the_extras_of_developers_can_be_installed_too(bare: Environment, wheel: Wheel) -> None:
-    extras = wheel.extras & OF_DEVELOPERS
-    assert {"bench", "clients", "lint", "release", "test"} <= extras
-    told = bare.run("pip", "install", "--dry-run", wheel.with_extras(*extras))
-    assert "Would install" in told
 
 
 def test_what_is_installed_fits_together(environment: Environment) -> None:

@@ -63,7 +63,7 @@ class SocketModule:
     """
 
     def __init__(self, policy: Policy | None = None) -> None:
-        self.policy = for_client(policy)
+        self.policy: Policy = for_client(policy)
 
     def socket(
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None

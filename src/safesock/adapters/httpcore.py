@@ -42,7 +42,7 @@ class NetworkBackend(httpcore.SyncBackend):
     """httpcore's for threads, with a *policy*. Raises ValueError for on_loss="close"."""
 
     def __init__(self, policy: Policy | None = None) -> None:
-        self.policy = for_client(policy)
+        self.policy: Policy = for_client(policy)
 
     def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
         """As httpcore's; the connection goes by the policy."""
@@ -77,7 +77,7 @@ class AsyncNetworkBackend(httpcore.AnyIOBackend):
     """httpcore's for asyncio and trio, with a *policy*. Raises ValueError for on_loss="close"."""
 
     def __init__(self, policy: Policy | None = None) -> None:
-        self.policy = for_client(policy)
+        self.policy: Policy = for_client(policy)
 
     async def connect_tcp(
         self,

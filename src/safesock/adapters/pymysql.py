@@ -41,7 +41,7 @@ class Connection(Base):
     """PyMySQL's, with a *policy*. Raises ValueError for on_loss="close"."""
 
     def __init__(self, *args: Any, policy: Policy | None = None, **kwargs: Any) -> None:
-        self.policy = for_client(policy)
+        self.policy: Policy = for_client(policy)
         super().__init__(*args, **kwargs)
 
     def connect(self, sock: socket.socket | None = None) -> None:

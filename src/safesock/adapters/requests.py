@@ -32,10 +32,10 @@ __all__ = ["HTTPAdapter"]
 class HTTPAdapter(requests.adapters.HTTPAdapter):
     """requests' own, with a *policy*. Raises ValueError for on_loss="close"."""
 
-    __attrs__ = [*requests.adapters.HTTPAdapter.__attrs__, "policy"]
+    __attrs__: list[str] = [*requests.adapters.HTTPAdapter.__attrs__, "policy"]
 
     def __init__(self, *args: Any, policy: Policy | None = None, **kwargs: Any) -> None:
-        self.policy = for_client(policy)  # Before: it makes the pools.
+        self.policy: Policy = for_client(policy)  # Before: it makes the pools.
         super().__init__(*args, **kwargs)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:

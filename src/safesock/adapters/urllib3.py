@@ -52,8 +52,11 @@ __all__ = [
 class _Governed(Base):
     """What both kinds of connection differ in from urllib3's own."""
 
+    sock: Any
+    socket_options: Any
+
     def __init__(self, *args: Any, policy: Policy | None = None, **kwargs: Any) -> None:
-        self.policy = for_client(policy)
+        self.policy: Policy = for_client(policy)
         super().__init__(*args, **kwargs)
         fixed = bool(self.source_address and self.source_address[1])
         reuse = self.policy.reuse_address

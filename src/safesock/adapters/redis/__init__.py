@@ -38,7 +38,7 @@ class _Governed(Base):
     """What both kinds of connection differ in from redis-py's own."""
 
     def __init__(self, *args: Any, policy: Policy | None = None, **kwargs: Any) -> None:
-        self.policy = for_client(policy)
+        self.policy: Policy = for_client(policy)
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _connect(self) -> SafeSocket:

@@ -40,7 +40,7 @@ class _Governed(Base):
     _made: SafeSocket | None = None
 
     def __init__(self, *args: Any, policy: Policy | None = None, **kwargs: Any) -> None:
-        self.policy = for_event_loop(policy)
+        self.policy: Policy = for_event_loop(policy)
         super().__init__(*args, **kwargs)
 
     async def _connect(self) -> None:
