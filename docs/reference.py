@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 # "name: what it is", or "one, another: ..."; and `"value": what it does`, which may come anywhere.
-_FIELD = re.compile(r"(\w+(?:, \w+)*): (.+)")
+# Names of metrics have dots.
+_FIELD = re.compile(r"([\w.]+(?:, [\w.]+)*): (.+)")
 _VALUE = re.compile(r'("\w+"): (.+)')
 _INDENT = "    "
 _COMMAND = "cli"

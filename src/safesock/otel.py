@@ -26,16 +26,16 @@ def instrument(meter_provider: metrics.MeterProvider | None = None) -> Subscript
     """Adds what becomes of all connections of this process from now on to the instruments of a
     meter, "safesock", of *meter_provider* (None: the global one).
 
-    safesock.connections, {connection}: connections made, or taken over by `wrap`.
-    safesock.reconnects, {connection}: those of them with which a `Connector` has come back.
-    safesock.losses, {connection}: with the attribute `cause`: "fin", "rst", "timeout",
-        "unreachable", "aborted".
-    safesock.close_wait.duration, s, a histogram: of each connection that was in CLOSE_WAIT, from
-        the peer's FIN to our end.
-    safesock.unacknowledged, By: bytes that `send` accepted, and the peer's kernel had not
+    safesock.connections: connections made, or taken over by `wrap`.
+    safesock.reconnects: those of them with which a `Connector` has come back.
+    safesock.losses: with the attribute `cause`: "fin", "rst", "timeout", "unreachable", "aborted".
+    safesock.close_wait.duration: a histogram: of each connection that was in
+        CLOSE_WAIT, from the peer's FIN to our end.
+    safesock.unacknowledged: bytes that `send` accepted, and the peer's kernel had not
         acknowledged when the connection was lost, or reset by this side.
 
-    Gives the handle of `safesock.subscribe`: `remove()`, and it is a context manager.
+    Their units are {connection}, s and By. Gives the handle of `safesock.subscribe`: `remove()`,
+    and it is a context manager.
     """
     meter = metrics.get_meter("safesock", safesock.__version__, meter_provider)
     instruments = {metric: _instrument(meter, metric) for metric in METRICS}

@@ -59,8 +59,8 @@ def instrument() -> Metrics:
 
     safesock_connections_total: connections made, or taken over by `wrap`.
     safesock_reconnects_total: those of them with which a `Connector` has come back.
-    safesock_losses_total, by cause: "fin", "rst", "timeout", "unreachable", "aborted".
-    safesock_close_wait_duration_seconds, a histogram: of each connection that was in CLOSE_WAIT,
+    safesock_losses_total: by `cause`: "fin", "rst", "timeout", "unreachable", "aborted".
+    safesock_close_wait_duration_seconds: a histogram: of each connection that was in CLOSE_WAIT,
         from the peer's FIN to our end.
     safesock_unacknowledged_bytes_total: bytes that `send` accepted, and the peer's kernel had not
         acknowledged when the connection was lost, or reset by this side.

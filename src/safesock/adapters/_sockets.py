@@ -55,7 +55,7 @@ def socket_factory(policy: Policy | None = None) -> Callable[[tuple[Any, ...]], 
 
 
 class SocketModule:
-    """What stands for the module `socket` where a client takes one, and makes `SafeSocket`s:
+    """What stands for the module `socket` where a client takes one, and makes `SafeSocket` objects:
 
         pymemcache.Client((host, port), socket_module=SocketModule(policy))
 
