@@ -6,11 +6,13 @@ It takes the extra `safesock[otel]`, which brings opentelemetry-api.
 
 from __future__ import annotations
 
-from opentelemetry import metrics
-
 import safesock
+from safesock._extras import brought_by
 from safesock._measures import METRICS, Metric, measures
 from safesock._subscribe import Subscription, subscribe
+
+with brought_by("otel"):
+    from opentelemetry import metrics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

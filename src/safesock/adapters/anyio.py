@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import socket
 
+from safesock._extras import brought_by
 from safesock._policy import seconds_of
 from safesock._resolve import check_port, numeric
-from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
 from safesock.asyncio._connect import connect, give_up
 

@@ -11,9 +11,9 @@ httpcore's own, above a `SafeSocket`, which `stream.get_extra_info("socket")` gi
 
 from __future__ import annotations
 
+from safesock._extras import brought_by
 from safesock._open import wrap
 from safesock._tls import before_handshake
-from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
 from safesock.asyncio._connect import give_up
 

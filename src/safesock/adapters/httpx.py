@@ -12,7 +12,7 @@ own. `response.extensions["network_stream"].get_extra_info("socket")` is the `Sa
 
 from __future__ import annotations
 
-from safesock.adapters._extras import brought_by
+from safesock._extras import brought_by
 from safesock.adapters.httpcore import AsyncNetworkBackend, NetworkBackend
 
 with brought_by("httpx"):

@@ -12,7 +12,7 @@ addresses. Through proxies too, but not SOCKS: to ask for one raises ValueError.
 
 from __future__ import annotations
 
-from safesock.adapters._extras import brought_by
+from safesock._extras import brought_by
 from safesock.adapters._policies import for_client
 
 with brought_by("requests"):

@@ -18,8 +18,8 @@ from __future__ import annotations
 import functools
 
 from safesock import _kernel
+from safesock._extras import brought_by
 from safesock._open import wrap
-from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
 
 with brought_by("urllib3"):

@@ -13,8 +13,8 @@ What differs: redis-py sends FIN by shutdown(2) before it closes; here the close
 
 from __future__ import annotations
 
+from safesock._extras import brought_by
 from safesock._open import wrap
-from safesock.adapters._extras import brought_by
 from safesock.adapters._policies import for_client
 
 with brought_by("redis"):

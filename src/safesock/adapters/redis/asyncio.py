@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 
-from safesock.adapters._extras import brought_by
+from safesock._extras import brought_by
 from safesock.adapters._policies import for_event_loop
 from safesock.adapters.asyncio import connect
 

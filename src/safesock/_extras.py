@@ -1,4 +1,4 @@
-"""The extra that a client comes with, for who has imported its adapter without."""
+"""The extra that a package comes with, for who has imported what takes it without."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def brought_by(extra: str) -> Iterator[None]:
-    """Around the imports of a client: raises ModuleNotFoundError that names *extra*."""
+    """Around the imports of what *extra* brings: raises ModuleNotFoundError that names it."""
     try:
         yield
     except ModuleNotFoundError as error:
-        told = f"this adapter takes what is not installed: pip install 'safesock[{extra}]'"
+        told = f"this takes what is not installed: pip install 'safesock[{extra}]'"
         raise ModuleNotFoundError(told, name=error.name, path=error.path) from error
