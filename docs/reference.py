@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 _FIELD = re.compile(r"([\w.]+(?:, [\w.]+)*): (.+)")
 _VALUE = re.compile(r'("\w+"): (.+)')
 _INDENT = "    "
-_COMMAND = "cli"
+_COMMAND = "safesock.cli"
 
 
 def public_modules() -> list[str]:
     """`safesock` first, then all in it whose name has no underscore."""
-    found = (module.name for module in pkgutil.iter_modules(safesock.__path__))
-    names = (name for name in found if not name.startswith("_") and name != _COMMAND)
-    return ["safesock", *(f"safesock.{name}" for name in sorted(names))]
+    found = (module.name for module in pkgutil.walk_packages(safesock.__path__, "safesock."))
+    names = (name for name in found if "._" not in name and name != _COMMAND)
+    return ["safesock", *sorted(names)]
 
 
 def with_definitions(lines: list[str], *, begins: bool = False) -> list[str]:
-    """A docstring's lines, with definition lists where fields are explained.
+    """A docstring's lines, with definition lists where fields are explained, and code as such.
 
     *begins*: whether a field may come first. It may after an empty line, and after another one.
     """
@@ -40,6 +40,12 @@ def with_definitions(lines: list[str], *, begins: bool = False) -> list[str]:
     rest = list(lines)
     while rest:
         line = rest.pop(0)
+        if line.startswith(_INDENT) and made[-1:] == [""]:  # Code, or a table.
+            made += ["::", ""]
+            while line.startswith(_INDENT) or (not line and rest and rest[0].startswith(_INDENT)):
+                made.append(line)
+                line = rest.pop(0) if rest else ""
+            begins = False
         field = _VALUE.fullmatch(line) or (_FIELD.fullmatch(line) if begins else None)
         if field is None:
             made.append(line)
@@ -70,8 +76,10 @@ def _process(
     lines[:] = with_definitions(lines)
 
 
-def _is_not_ours(_app: Sphinx, _what: str, _name: str, obj: Any, skip: bool, _options: Any) -> bool:
+def _is_not_ours(_app: Sphinx, what: str, _name: str, obj: Any, skip: bool, _options: Any) -> bool:
     """Of what a class has inherited, what our own private ones gave it is told, and no more."""
+    if what == "module":  # Its `__all__` has said what is ours.
+        return skip
     function = getattr(obj, "fget", getattr(obj, "__func__", obj))
     return skip or not str(getattr(function, "__module__", "")).startswith("safesock")
 

@@ -37,11 +37,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def public_modules() -> dict[str, Path]:
     """Those without an underscore, but for the command."""
-    found = {"safesock": PACKAGE / "__init__.py"}
-    for path in PACKAGE.iterdir():
-        file = path / "__init__.py" if path.is_dir() else path
-        if not path.name.startswith("_") and file.suffix == ".py" and path.stem != "cli":
-            found[f"safesock.{path.stem}"] = file
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = ".".join(parts).removesuffix(".__init__")
+        if "._" not in module and module != "safesock.cli":
+            found[module] = path
     return found
 
 
@@ -82,6 +83,13 @@ def test_fields_are_explained_one_by_one(site: Path) -> None:
     reference = (site / "reference.html").read_text(encoding="utf-8")
     assert re.search(r"<dt>.*?grace.*?</dt>\s*<dd><p>seconds an owner has to react", reference)
     assert re.search(r"<dt>.*?&quot;release&quot;.*?</dt>\s*<dd><p>ends the connection;", reference)
+
+
+def test_code_in_a_docstring_is_code(site: Path) -> None:
+    reference = (site / "reference.html").read_text(encoding="utf-8")
+    blocks = re.findall(r"<pre>(.*?)</pre>", reference, re.DOTALL)
+    code = [re.sub(r"<.*?>", "", block) for block in blocks]
+    assert any("safesock.prometheus.instrument()\n...\nbody = " in block for block in code)
 
 
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE", "Metrics", "instrument"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""The Content-Type of what `Metrics.text` gives."""
 
 
 class Metrics(Subscription):
