@@ -68,9 +68,9 @@ environment: SAFESOCK_OFF turns it off, for the program and what it starts, unle
 is empty or 0; a program's own safesock.enforce() goes on. What is to be done travels
 in PYTHONPATH and SAFESOCK_RUN.
 
-It takes Linux and Python 3.11: other Pythons run the program as it is, and nothing is
-told. So does one that is told to ignore its environment (-E, -I, -S), or started
-without PYTHONPATH. It is not for programs that go on sending after the peer's
+It takes Linux and Python 3.11 or later: an older one runs the program as it is, and
+nothing is told. So does one that is told to ignore its environment (-E, -I, -S), or
+started without PYTHONPATH. It is not for programs that go on sending after the peer's
 half-close: see --except.
 
 Modules that safesock needs, such as socket, threading and queue, are imported before
