@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from safesock.testing._acts import End
 from safesock.testing._client import ClientCall
+from safesock.testing._leak_warning import LeakedConnectionWarning
 from safesock.testing._peer import PeerEnd, ScriptedPeer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from safesock.testing._async_peer import AsyncPeerEnd, AsyncScriptedPeer
-    from safesock.testing._leak_warning import LeakedConnectionWarning
 
 __all__ = [
     "AsyncPeerEnd",
@@ -28,12 +28,8 @@ __all__ = [
 
 
 if not TYPE_CHECKING:
-    # asyncio takes as long to import as all the rest, and pytest may not be there.
-    _LATER = {
-        "AsyncPeerEnd": "_async_peer",
-        "AsyncScriptedPeer": "_async_peer",
-        "LeakedConnectionWarning": "_leak_warning",
-    }
+    # asyncio takes as long to import as all the rest.
+    _LATER = {"AsyncPeerEnd": "_async_peer", "AsyncScriptedPeer": "_async_peer"}
 
     def __getattr__(name):
         if name not in _LATER:
