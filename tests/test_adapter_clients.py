@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -21,47 +19,6 @@ from safesock.testing import ScriptedPeer
 
 ABORT = Policy(Abort(), on_loss="release")
 HTTP = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-
-# Each adapter with a client, and the extra that brings that.
-EXTRAS = {
-    "anyio": "anyio",
-    "httpcore": "httpx",
-    "httpx": "httpx",
-    "pymysql": "pymysql",
-    "redis": "redis",
-    "redis.asyncio": "redis",
-    "requests": "requests",
-    "urllib3": "urllib3",
-}
-_WITHOUT_CLIENTS = """
-import importlib, sys
-
-class Nothing:
-    def find_spec(self, name, *_):
-        if name in {clients}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Nothing())
-import safesock.adapters, safesock.adapters.asyncio
-for name in {adapters}:
-    try:
-        importlib.import_module("safesock.adapters." + name)
-    except ModuleNotFoundError as error:
-        print(name, error.name, error)
-"""
-
-
-def test_an_adapter_without_its_client_says_which_extra_brings_it() -> None:
-    clients = {"anyio", "httpcore", "httpx", "pymysql", "redis", "requests", "urllib3"}
-    program = _WITHOUT_CLIENTS.format(clients=clients, adapters=list(EXTRAS))
-    ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
-    told = {line.split()[0]: line for line in ran.stdout.splitlines()}
-    assert told.keys() == EXTRAS.keys()
-    for name, extra in EXTRAS.items():
-        assert told[name].endswith(f"pip install 'safesock[{extra}]'")
-        assert told[name].split()[1] in clients
 
 
 def test_tls_of_httpx_is_one_connection(certificates: Any) -> None:

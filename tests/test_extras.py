@@ -11,6 +11,7 @@ EXTRAS = {
     "safesock.adapters.httpx": ("httpx", "httpx"),
     "safesock.adapters.pymysql": ("pymysql", "pymysql"),
     "safesock.adapters.redis": ("redis", "redis"),
+    "safesock.adapters.redis.asyncio": ("redis", "redis"),
     "safesock.adapters.requests": ("requests", "requests"),
     "safesock.adapters.urllib3": ("urllib3", "urllib3"),
     "safesock.otel": ("opentelemetry", "otel"),
