@@ -53,7 +53,9 @@ def test_tls_of_httpx_is_one_connection(certificates: Any) -> None:
 
 
 @pytest.mark.usefixtures("nothing_is_left_open")
-def test_an_option_that_httpcore_cannot_set_leaves_nothing(peer: Peer) -> None:
+def test_an_option_or_a_port_that_cannot_be_is_httpcores_error_and_leaves_nothing(
+    peer: Peer,
+) -> None:
     httpcore = pytest.importorskip("httpcore")
     from safesock.adapters.httpcore import AsyncNetworkBackend
 
@@ -61,6 +63,8 @@ def test_an_option_that_httpcore_cannot_set_leaves_nothing(peer: Peer) -> None:
         backend = AsyncNetworkBackend()
         with pytest.raises(httpcore.ConnectError):
             await backend.connect_tcp(*peer.address, socket_options=[(socket.SOL_SOCKET, 9999, 1)])
+        with pytest.raises(httpcore.ConnectError, match="65535"):
+            await backend.connect_tcp("127.0.0.1", 0x10000)
 
     asyncio.run(run())
 

@@ -305,11 +305,15 @@ def test_a_name_is_tried_by_all_its_addresses(peer: Peer, run: Any) -> None:
     run(main)
 
 
-def test_addresses_need_not_be_strings_and_a_local_port_can_be_fixed(peer: Peer, run: Any) -> None:
-    host, port = peer.address
+def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((host, 0))
-        local_port = probe.getsockname()[1]
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def test_addresses_need_not_be_strings_and_a_local_port_can_be_fixed(peer: Peer, run: Any) -> None:
+    (host, port), local_port = peer.address, free_port()
 
     async def main() -> None:
         for where in (ipaddress.ip_address(host), THIS_HOST):
@@ -321,17 +325,14 @@ def test_addresses_need_not_be_strings_and_a_local_port_can_be_fixed(peer: Peer,
                 peer.accept().fin()
                 with pytest.raises(anyio.EndOfStream):
                     await stream.receive()
-        async with await connect_tcp(host, port, local_host="localhost") as stream:
+        async with await connect_tcp(host, port, local_host=host) as stream:
             assert stream.extra(SocketAttribute.remote_address) == peer.address
 
     run(main)
 
 
 def test_over_one_local_port_there_is_no_race(run: Any, peer: Peer) -> None:
-    host, port = peer.address
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        local_port = probe.getsockname()[1]
+    (host, port), local_port = peer.address, free_port()
 
     async def main() -> None:
         (made, sockaddr), *_ = lookup(host, port)

@@ -102,6 +102,6 @@ class AsyncNetworkBackend(httpcore.AnyIOBackend):
                 raise
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(error) from error
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # The latter for a port that is none.
             raise httpcore.ConnectError(error) from error
         return AnyIOStream(stream)
