@@ -88,7 +88,8 @@ def _pass_on(client: socket.socket, server: socket.socket) -> End:
                     client.sendall(data)
                 else:
                     watched.remove(server)
-                    client.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(OSError):  # Where it has been reset, which recv tells.
+                        client.shutdown(socket.SHUT_WR)
     except ConnectionResetError:
         return End.RST
 
