@@ -260,6 +260,26 @@ def test_the_watchers_thread_stays_unknown(peer: Peer, told: Listener) -> None:
     wait_until(lambda: "safesock-events" not in {one.name for one in threading.enumerate()})
 
 
+def test_where_the_collector_strikes_no_thread_is_waited_for(
+    peer: Peer, told: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`threading` waits until one has begun, for which a lock may be missing that is held here."""
+    starters = []
+    start = threading.Thread.start
+
+    def watched(self: threading.Thread) -> None:
+        starters.append(threading.get_ident())
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", watched)
+    sock = create_connection(peer.address)
+    with pytest.warns(ResourceWarning):
+        del sock
+    told.wait_for(Closed)
+    assert starters
+    assert threading.get_ident() not in starters
+
+
 @pytest.mark.parametrize("last", ["del sock", ""], ids=["just before", "in it"])
 def test_what_is_collected_as_the_interpreter_ends_is_told(last: str) -> None:
     text = f"""

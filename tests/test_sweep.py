@@ -358,6 +358,15 @@ def test_it_sweeps_beside_gevent(peer: Peer, text: str) -> None:
         script.join()
 
 
+def test_what_it_ends_beside_gevent_is_told(peer: Peer) -> None:
+    pytest.importorskip("gevent")
+    listen = "told = []\nsafesock.subscribe(told.append)\n"
+    wait = "\nwhile not told:\n    sleep(0.01)\nprint(type(told[0]).__name__)\n"
+    with Script(SLEEP + GEVENT + BEGIN + listen + WAIT + wait, *peer.address) as script:
+        peer.accept().half_close()
+        assert script.join() == "Released\n"
+
+
 def test_it_sweeps_where_the_class_of_sockets_has_been_replaced(peer: Peer) -> None:
     replaced = SLEEP + BEGIN + "socket.socket = object\n" + WAIT
     with Script(replaced, *peer.address) as script:

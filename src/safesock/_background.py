@@ -29,7 +29,7 @@ def _native(name: str) -> Any:
     return getattr(_thread, name)
 
 
-_start_new_thread = _native("start_new_thread")
+start_new_thread = _native("start_new_thread")
 get_ident: Callable[[], int] = _native("get_ident")
 get_native_id: Callable[[], int] = _native("get_native_id")
 new_lock = _native("allocate_lock")
@@ -53,7 +53,7 @@ def start(run: Callable[[], object]) -> None:
     if not IS_POSSIBLE:
         raise RuntimeError("no thread that lasts is possible in a subinterpreter")
     if not hasattr(_signal, "pthread_sigmask"):  # Windows
-        _start_new_thread(run, ())
+        start_new_thread(run, ())
         return
     # A fault is for the thread itself, and a blocked one kills without a word of faulthandler's.
     faults = {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL}
@@ -61,6 +61,6 @@ def start(run: Callable[[], object]) -> None:
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
     try:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals() - faults)
-        _start_new_thread(run, ())  # It inherits the mask.
+        start_new_thread(run, ())  # It inherits the mask.
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)

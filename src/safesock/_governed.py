@@ -11,7 +11,7 @@ import socket
 import threading
 
 from safesock import _kernel, _watch
-from safesock._beside import beside
+from safesock._beside import apart
 from safesock._connection import Connection
 from safesock._kernel import Raw
 from safesock._loss import Cause, CloseReport, Loss, cause_of
@@ -231,7 +231,7 @@ class GovernedSocket(socket.socket):
         connection = getattr(self, "_connection", None)  # Unset when __init__ raised.
         # Where it was the watcher that happened to collect it, others wait for the watcher.
         blocks = connection is not None and _watch.is_watching_thread() and connection.may_block()
-        if not (blocks and beside(self._end_collected)):
+        if not (blocks and apart(self._end_collected)):
             self._end_collected()
 
     def _end_collected(self) -> None:

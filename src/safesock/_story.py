@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 import time
 
-from safesock import _forks, _hub, events
-from safesock._beside import beside
+from safesock import _background, _forks, _hub, events
+from safesock._beside import apart
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class _Later:
             self._has_thread = True
         try:
             # Where the interpreter ends, a thread would never run.
-            is_started = not sys.is_finalizing() and beside(self._run, "safesock-events")
+            is_started = not sys.is_finalizing() and apart(self._run, "safesock-events")
         except BaseException:  # KeyboardInterrupt: the next one starts it.
             self._has_thread = False
             raise
@@ -165,7 +165,10 @@ class _Later:
             self._tell_all()
 
     def _run(self) -> None:
-        time.sleep(_MOMENT)
+        # Not time.sleep, which may be green, or a test's own.
+        moment = _background.new_lock()
+        moment.acquire()
+        moment.acquire(timeout=_MOMENT)
         self._tell_all()
 
     def _tell_all(self) -> None:

@@ -12,7 +12,7 @@ import warnings
 from asyncio import constants, selector_events, trsock
 
 from safesock import _kernel
-from safesock._beside import beside
+from safesock._beside import apart, beside
 from safesock._kernel import Raw, TcpState
 from safesock._policy import Abort, mode_within, seconds_of
 from safesock.asyncio._connect import wake
@@ -306,8 +306,10 @@ class SocketTransport(WritingTransport):
 
         self._apart(run)
 
-    def _apart(self, work: Callable[[], object]) -> None:
-        if not beside(work):
+    def _apart(
+        self, work: Callable[[], object], start: Callable[[Callable[[], object]], bool] = beside
+    ) -> None:
+        if not start(work):
             # Better cut short than the loop held up.
             self._sock._close_by(mode_within(self._sock.policy.close, 0))
             work()
@@ -328,6 +330,6 @@ class SocketTransport(WritingTransport):
             return
         warnings.warn(f"unclosed transport {self!r}", ResourceWarning, 2, source=self)
         if self._may_block() and not self._loop.is_closed():
-            self._apart(self._sock.close)
+            self._apart(self._sock.close, apart)
         else:
             self._sock.close()
