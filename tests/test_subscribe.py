@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import kernel
@@ -17,7 +18,7 @@ from process import in_child, run_script
 
 import safesock
 from safesock import Policy, _hub, _watch, create_connection, subscribe
-from safesock.events import Closed, Connected, Event, Lost, Released
+from safesock.events import Closed, Connected, Connecting, Event, Lost, Released
 
 
 @pytest.fixture(autouse=True)
@@ -84,11 +85,49 @@ def test_what_is_no_function_is_refused(wrong: Any) -> None:
         subscribe(wrong)
 
 
-def test_a_coroutine_function_is_refused() -> None:
-    async def callback(_: Event) -> None: ...
+async def coroutine(_: Event) -> None: ...
 
+
+def generator(_: Event) -> Iterator[None]:
+    yield
+
+
+async def asynchronous_generator(_: Event) -> AsyncIterator[None]:
+    yield
+
+
+class WithCoroutine:
+    async def __call__(self, _: Event) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        coroutine,
+        functools.partial(coroutine),
+        generator,
+        asynchronous_generator,
+        WithCoroutine(),
+        functools.partial(WithCoroutine()),
+    ],
+    ids=lambda one: getattr(one, "__name__", type(one).__name__),
+)
+def test_what_would_not_run_when_it_is_called_is_refused(wrong: Any) -> None:
     with pytest.raises(TypeError, match="subscribe takes a plain function"):
-        subscribe(callback)
+        subscribe(wrong)
+
+
+def test_what_happened_before_it_is_not_told_though_it_is_told_later(
+    peer: Peer, told: Listener
+) -> None:
+    sock = create_connection(peer.address)
+    with pytest.warns(ResourceWarning):
+        del sock
+    late: list[Event] = []
+    with subscribe(late.append):
+        told.wait_for(Closed)
+        create_connection(peer.address).close()
+    assert [type(event) for event in late] == [Connecting, Connected, Closed]
 
 
 def test_threads_subscribe_and_remove_at_once() -> None:

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from safesock.events import Event
 
     Subscriber = Callable[[Any], object]
+    Audience = tuple[Subscriber, ...]
 
 DEBUG, INFO = _logger.DEBUG, _logger.INFO
 
-_subscribers: tuple[Subscriber, ...] = ()
+_subscribers: Audience = ()
 _lock = _forks.Lock()
 
 
@@ -38,11 +39,16 @@ def is_heard(level: int = DEBUG) -> bool:
     return bool(_subscribers) or _logger.listens(level)
 
 
-def deliver(event: Event) -> None:
-    """Calls all whom it is for. What they raise is told by `sys.unraisablehook`, KeyboardInterrupt
+def audience() -> Audience:
+    """Those who are to be told of what happens now, which may come to be told later."""
+    return _subscribers
+
+
+def deliver(event: Event, to: Audience) -> None:
+    """Calls them, and the logger. What they raise is told by `sys.unraisablehook`, KeyboardInterrupt
     too, as with finalizers: whoever makes and closes connections is not to be struck by it."""
     logs = (_logger.log,) if _logger.listens(event._level) else ()
-    for one in (*_subscribers, *logs):
+    for one in (*to, *logs):
         try:
             one(event)
         except BaseException as error:

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from safesock._destination import Destination
     from safesock._errors import ReconnectError
+    from safesock._hub import Audience
     from safesock._loss import CloseReport
     from safesock.events import Event
 
-    # Its place in the order, the process, and what makes it.
-    News: TypeAlias = tuple[int, int, Callable[[], Event]]
+    # Its place in the order, the process, whom it is for, and what makes it.
+    News: TypeAlias = tuple[int, int, Audience, Callable[[], Event]]
 
 _CONNECTING, _CONNECTED, _LOST, _RELEASED, _CLOSED = range(1, 6)
 # Seconds after which those are told of who have no call of their own to be told in. The owner may
@@ -93,7 +94,7 @@ class Story:
         self._note(_CLOSED, lambda: made)
 
     def _note(self, place: int, make: Callable[[], Event]) -> None:
-        self._news.append((place, _forks.own_pid(), make))
+        self._news.append((place, _forks.own_pid(), _hub.audience(), make))
 
     # Telling --------------------------------------------------------------------------------------
 
@@ -119,23 +120,23 @@ class Story:
             self._teller = _forks.own_pid()
             return True
 
-    def _tell_one(self, place: int, pid: int, make: Callable[[], Event]) -> None:
+    def _tell_one(self, place: int, pid: int, to: Audience, make: Callable[[], Event]) -> None:
         # What was noted before a fork is the parent's to tell.
         if place > self._told and pid == _forks.own_pid():
             self._told = place
-            _hub.deliver(make())
+            _hub.deliver(make(), to)
 
 
 def retrying(to: Destination, attempt: int, error: Any, wait: float) -> None:
     """A connector waits for its next attempt."""
     about = (to.previous, time.time(), to.local_address, to.address)
-    _hub.deliver(events.Retrying(*about, attempt, error, wait))
+    _hub.deliver(events.Retrying(*about, attempt, error, wait), _hub.audience())
 
 
 def exhausted(to: Destination, error: ReconnectError) -> None:
     """A connector gives up."""
     about = (to.previous, time.time(), to.local_address, to.address)
-    _hub.deliver(events.BudgetExhausted(*about, error))
+    _hub.deliver(events.BudgetExhausted(*about, error), _hub.audience())
 
 
 class _Later:

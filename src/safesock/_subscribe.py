@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 
 from safesock import _hub
@@ -10,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
     from safesock.events import Event
 
@@ -78,8 +79,17 @@ def subscribe(callback: Callable[[Event], object]) -> Subscription:
     Gives a handle: `remove()`, and it is a context manager. Raises TypeError for what is no plain
     function.
     """
-    if not callable(callback) or inspect.iscoroutinefunction(callback):
+    if not callable(callback) or _is_suspended(callback):
         raise TypeError(f"subscribe takes a plain function of one event: not {callback!r}")
     made = Subscription(callback)
     _hub.add(made)
     return made
+
+
+def _is_suspended(callback: Any) -> bool:
+    """Whether a call of it would do nothing but make a coroutine or a generator."""
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    called = (callback, getattr(type(callback), "__call__", None))  # noqa: B004
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return any(is_of_kind(one) for one in called for is_of_kind in kinds)
