@@ -18,7 +18,7 @@ from drivers import DRIVERS, FOR_LIFE, ON_LOOPS, SYNCHRONOUS, Driver, Line, OnLo
 from kernel import wait_until
 from listening import Listener, listening
 from loops import LOOPS
-from peer import TIMEOUT, Peer
+from peer import EOF, TIMEOUT, Peer
 from tls_peer import NAME, TlsPeer, done
 
 import safesock
@@ -314,6 +314,22 @@ def test_a_connect_that_fails_under_enforce_is_told_as_begun(peer: Peer, told: L
     assert told.kinds() == ["Connecting"]
 
 
+def test_a_peer_that_is_gone_before_it_can_be_asked_for_is_known(
+    peer: Peer, told: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel forgets its address with the connection."""
+
+    def connect(self: socket.socket, address: Any) -> None:
+        Raw.connect(self, address)
+        peer.accept().rst()
+        wait_until(lambda: kernel.state_of(self) == "CLOSE")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with safesock.enforce(), socket.socket() as sock:
+        sock.connect(peer.address)
+    assert [event.peer for event in told.events] == 3 * [peer.address]
+
+
 def test_what_only_leaves_out_is_not_told(peer: Peer, told: Listener) -> None:
     with safesock.enforce(only=lambda _: False):
         socket.create_connection(peer.address).close()
@@ -459,3 +475,37 @@ def test_a_close_that_races_with_the_watcher_keeps_the_order(
         kinds = told.kinds(number)
         assert kinds == [kind for kind in order if kind in kinds], "each once, and in order"
         assert {"Connecting", "Connected", "Closed"} <= set(kinds)
+
+
+def test_threads_that_close_a_plain_socket_at_once_take_turns(peer: Peer, told: Listener) -> None:
+    """The second one does not close what the first one is about to end by the policy."""
+    with safesock.enforce(Policy(close=Drain(TIMEOUT), on_loss="release")):
+        sock = socket.create_connection(peer.address)
+        end = peer.accept()
+        first, second = (threading.Thread(target=sock.close) for _ in range(2))
+        first.start()
+        assert end.read_to_end() == (b"", EOF)
+        kernel.wait_until_blocked(first)
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        end.fin()
+        for thread in (first, second):
+            thread.join(TIMEOUT)
+    assert sock.fileno() < 0
+    assert told.kinds() == ["Connecting", "Connected", "Closed"]
+    assert told.wait_for(Closed).report.reset is False
+
+
+def test_threads_that_close_plain_sockets_are_told_of_once(peer: Peer, told: Listener) -> None:
+    count = 200
+    with safesock.enforce():
+        for _ in range(count):
+            sock = socket.create_connection(peer.address)
+            peer.accept()
+            closers = [threading.Thread(target=sock.close) for _ in range(2)]
+            for thread in closers:
+                thread.start()
+            for thread in closers:
+                thread.join(TIMEOUT)
+    assert told.kinds() == count * ["Connecting", "Connected", "Closed"]

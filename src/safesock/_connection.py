@@ -123,7 +123,7 @@ class Connection(Told):
         """Records the loss, once, and gives what it has recorded. *decrypted*: bytes that TLS holds
         for the owner."""
         with self._in_turn():
-            if self.loss is not None or self.close_is_due:
+            if self.loss is not None or self.report is not None or self.close_is_due:
                 return None
             end = self._end(sock, cause, error, decrypted)
             self._loses(end)

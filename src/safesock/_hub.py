@@ -45,8 +45,8 @@ def audience() -> Audience:
 
 
 def deliver(event: Event, to: Audience) -> None:
-    """Calls them, and the logger. What they raise is told by `sys.unraisablehook`, KeyboardInterrupt
-    too, as with finalizers: whoever makes and closes connections is not to be struck by it."""
+    """Calls them, and the logger. What they raise is told by `sys.unraisablehook`, also
+    KeyboardInterrupt, as with finalizers: who makes and closes connections is not struck by it."""
     logs = (_logger.log,) if _logger.listens(event._level) else ()
     for one in (*to, *logs):
         try:

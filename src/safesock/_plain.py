@@ -30,8 +30,11 @@ class PlainConnection(Connection):
 
     def closes(self, sock: Raw) -> None:
         """Its owner is about to, by close(2) alone."""
-        if self.report is not None or self.is_elsewhere() or sock.fileno() < 0:
-            return
+        with self._in_turn():
+            if self.report is None and not self.is_elsewhere() and sock.fileno() >= 0:
+                self._closes(sock)
+
+    def _closes(self, sock: Raw) -> None:
         self._notice_end(sock)
         self.note_end_of_close_wait(sock)
         end = self._end(sock, *self._why(), decrypted=0)

@@ -211,11 +211,14 @@ def _detach(_: Methods, before: Any) -> Any:
 
 def _real_close(_: Methods, before: Any) -> Any:
     def _real_close(self: socket.socket, *args: Any) -> None:
-        ward = dismiss(self)
+        # Still known meanwhile: another thread that closes it is to wait its turn.
+        ward = ward_of(self)
         try:
             if ward is not None:
+                _watch.unwatch(ward)
                 ward.close(self)
         finally:
+            dismiss(self)
             before(self, *args)
             if ward is not None:
                 ward.closed()

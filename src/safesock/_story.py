@@ -56,6 +56,7 @@ class Story:
 
     def connecting(self, address: Any, local: Any) -> None:
         """connect(2) is about to be called."""
+        self.peer = address
         made = events.Connecting(self.number, time.time(), local, address, self.previous)
         self._note(_CONNECTING, lambda: made)
 

@@ -76,6 +76,8 @@ class Ward:
         """The connection has been made; *tell* is called with what becomes of it."""
         self.policy, self.tell = policy, tell
         self.connection = PlainConnection(policy, self._story)
+        if self._story is not None:
+            self.connection.asked = self._story.peer
         self.connection.established(sock, just_now=True)
         if policy.watch:
             _watch.watch(self)
