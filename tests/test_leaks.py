@@ -449,6 +449,36 @@ def test_next(keep):
     )
 
 
+def test_what_the_variables_of_a_wider_fixture_hold_is_its_own(run: Run) -> None:
+    text = """
+@pytest.fixture(scope="module")
+def dial(lost_by_all):
+    made = []
+    class Client:
+        def dial(self):
+            made.append(lost_by_all())
+    yield Client()
+    for sock in made:
+        sock.close()
+
+@pytest.fixture(scope="module")
+def lost_by_all():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def dial():
+            sock = socket.create_connection(server.getsockname())
+            server.accept()[0].close()
+            return sock
+        yield dial
+
+def test_uses(dial):
+    dial.dial()
+
+def test_last():
+    pass
+"""
+    run(text, *FAIL).assert_outcomes(passed=2)
+
+
 def test_a_pool_that_never_closes_is_told_at_the_end_of_its_fixture(run: Run) -> None:
     result = run(
         """

@@ -3,8 +3,8 @@
 All goes by the inode of the socket: a descriptor's number is a stranger's once it has been closed,
 and duplicates have the same inode. A test's are those that are new since it began, but for those
 
-- that were made while a fixture of wider scope was set up, or that the value of one still holds:
-  they are the fixture's, and judged when it has ended;
+- that were made while a fixture of wider scope was set up, or that one still holds, by its value
+  or its own variables: they are the fixture's, and judged when it has ended;
 - that were made by a thread from before the test: judged at the end of all;
 - that this process has accepted: they are a server's affair;
 - that safesock governs, and ends by a policy.
@@ -97,7 +97,7 @@ class Ledger:
             self._makers.setdefault(inode, maker)
 
     def end(self, test: Maker, fixtures: Iterable[tuple[Maker, object]]) -> None:
-        """The test has ended. *fixtures*: those that have not, with their values."""
+        """The test has ended. *fixtures*: those that have not, with what they hold."""
         self._claim(_sockets() - self._before, test)
         self._forget_the_closed()
         found = {leak.connection.inode for leak in self._left({test})}

@@ -127,7 +127,7 @@ class Plugin:
         if test is not None:
             if self._has_failed:
                 test.mode = _OFF
-            alive = [(fixture, _value(made)) for made, fixture in self._fixtures.items()]
+            alive = [(fixture, _held_by(made)) for made, fixture in self._fixtures.items()]
             self._ledger.end(test, alive)
         return {test} | self._ended if test is not None else self._ended
 
@@ -162,8 +162,10 @@ class Plugin:
                 yield f"LeakedConnectionWarning: {error}"
 
 
-def _value(made: pytest.FixtureDef[Any]) -> object:
-    return None if made.cached_result is None else made.cached_result[0]
+def _held_by(made: pytest.FixtureDef[Any]) -> object:
+    """The value of a fixture, and what ends it: the variables of a generator are that."""
+    value = None if made.cached_result is None else made.cached_result[0]
+    return value, *getattr(made, "_finalizers", ())
 
 
 def _is_xfailed(report: pytest.TestReport) -> bool:
