@@ -68,13 +68,15 @@ def subscribe(callback: Callable[[Event], object]) -> Subscription:
     once that is done; in asyncio that is the loop, but for a close that waits (`Drain`, `Linger`),
     which has a thread of its own. That call waits for it: it is to be short, and must not wait for
     other threads. What the watcher, a sweep or the garbage collector comes upon is told some 20 ms
-    later by a thread for that, unless a call of the owner's comes first.
+    later by a thread for that, unless a call of the owner's comes first. In that thread signals are
+    blocked, and so they are in what it starts; a child that it forks ends by os._exit.
 
-    No lock is held meanwhile: it may use, make and close sockets, this one too, subscribe, and
-    remove. It is told of its own connections as well. What it raises, KeyboardInterrupt too, is
-    told by `sys.unraisablehook`, and changes nothing else. Who subscribes a function twice is
-    called twice. A forked child inherits the subscribers; of a connection that it has inherited, it
-    tells no more than a loss that it meets itself.
+    Only a `Connector` that is dialling holds its lock meanwhile, which is its thread's own: the
+    callback may use, make and close sockets, this one too, subscribe, and remove. It is told of its
+    own connections as well. What it raises, KeyboardInterrupt too, is told by `sys.unraisablehook`,
+    and changes nothing else. Who subscribes a function twice is called twice. A forked child
+    inherits the subscribers; of a connection that it has inherited, it tells no more than a loss
+    that it meets itself.
 
     Gives a handle: `remove()`, and it is a context manager. Raises TypeError for what is no plain
     function.
