@@ -83,6 +83,8 @@ class HTTPSConnection(_Governed, urllib3.connection.HTTPSConnection):
 
 
 class _GovernedPool(BasePool):
+    """What both kinds of pool differ in from urllib3's own."""
+
     def __init__(self, *args: Any, policy: Policy | None = None, **kwargs: Any) -> None:
         # Like all that a pool does not know, it goes to the connections.
         super().__init__(*args, policy=for_client(policy), **kwargs)
