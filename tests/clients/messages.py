@@ -11,6 +11,9 @@ from clients.uses import HOST, TIMEOUT, Uses, Where, client, in_tasks, side_by_s
 # MQTT 3.1.1: CONNECT with a clean session and no name, PINGREQ.
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
 _PING = b"\xc0\x00"
+# Mosquitto takes some tenths of a second for each WebSocket, and closes on whoever has been
+# connected for five without a request.
+_AT_ONCE = 2
 
 
 @client("paho-mqtt")
@@ -81,7 +84,7 @@ def websocket_client(where: Where) -> Iterator[Uses]:
         one.send_binary(_PING)
         return one.recv()
 
-    made = side_by_side(connected, range(where.count))
+    made = side_by_side(connected, range(where.count), _AT_ONCE)
     while True:
         yield side_by_side(lambda one: told(ping, one), made)
 
@@ -105,7 +108,7 @@ def websockets_in_threads(where: Where) -> Iterator[Uses]:
         one.send(_PING)
         return one.recv(TIMEOUT)
 
-    made = side_by_side(connected, range(where.count))
+    made = side_by_side(connected, range(where.count), _AT_ONCE)
     while True:
         yield side_by_side(lambda one: told(ping, one), made)
 
@@ -124,6 +127,6 @@ async def websockets_async(where: Where) -> AsyncIterator[Uses]:
         await one.send(_PING)
         return await asyncio.wait_for(one.recv(), TIMEOUT)
 
-    made = await in_tasks(connected, range(where.count))
+    made = await in_tasks(connected, range(where.count), _AT_ONCE)
     while True:
         yield await in_tasks(lambda one: told_by(ping, one), made)

@@ -108,16 +108,20 @@ def at_once(count: int, take: Callable[[], Any], use: Callable[[Any], object]) -
     return [told(lambda one=one: use(one.get())) for one in taken]
 
 
-def side_by_side(call: Callable[[Any], Any], arguments: Iterable[Any]) -> list[Any]:
+def side_by_side(
+    call: Callable[[Any], Any], arguments: Iterable[Any], at_once: int = AT_ONCE
+) -> list[Any]:
     """In threads, for a server that takes its time with every one of them, but gives up those that
     it does not get to."""
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(call, arguments))
 
 
-async def in_tasks(call: Callable[[Any], Awaitable[Any]], arguments: Iterable[Any]) -> list[Any]:
+async def in_tasks(
+    call: Callable[[Any], Awaitable[Any]], arguments: Iterable[Any], at_once: int = AT_ONCE
+) -> list[Any]:
     """The same in tasks."""
-    turns = asyncio.Semaphore(AT_ONCE)
+    turns = asyncio.Semaphore(at_once)
 
     async def in_turn(argument: Any) -> Any:
         async with turns:
