@@ -62,7 +62,7 @@ class _Governed(Base):
         reuse = self.policy.reuse_address
         if fixed if reuse is None else reuse:  # Once it is bound it is too late.
             more = (*_kernel.REUSE_ADDRESS, 1)
-            self.socket_options: Any = [*(self.socket_options or ()), more]
+            self.socket_options = [*(self.socket_options or ()), more]
 
     def connect(self) -> None:
         """As urllib3's; then the connection goes by the policy."""
@@ -71,7 +71,7 @@ class _Governed(Base):
         if isinstance(made, SSLTransport):  # TLS in TLS: the one below is what is connected.
             made.socket = wrap(made.socket, self.policy)
         else:
-            self.sock: Any = wrap(made, self.policy)
+            self.sock = wrap(made, self.policy)
 
 
 class HTTPConnection(_Governed, urllib3.connection.HTTPConnection):
