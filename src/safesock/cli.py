@@ -16,7 +16,7 @@ import safesock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
 _CANNOT, _INTERRUPTED, _NO_READER = 2, 130, 141
@@ -168,45 +168,45 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=_CommandParser
     )
-    demo = commands.add_parser(
+
+    def command(name: str, run: Callable[..., object], **texts: Any) -> argparse.ArgumentParser:
+        texts.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        made: argparse.ArgumentParser = commands.add_parser(name, allow_abbrev=False, **texts)
+        made.set_defaults(run=run, parser=made)
+        return made
+
+    command(
         "demo",
+        _demo,
         help="plain sockets beside safesock ones, on a server that closes on them",
         description=_DEMO,
         epilog=_DEMO_END,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    demo.set_defaults(run=_demo)
-    connect = commands.add_parser(
+    connect = command(
         "connect",
+        _connect,
         help="a netcat that comes back, from the same port",
         description=_CONNECT,
         epilog=_CONNECT_END,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    connect.set_defaults(run=_connect, parser=connect)
     _add_options(connect)
-    run = commands.add_parser(
+    run = command(
         "run",
+        _run,
         help="an unmodified program, none of whose connections stays in CLOSE_WAIT",
         description=_RUN,
         epilog=_RUN_END,
         usage="safesock run [options] (-- COMMAND [ARGUMENT ...] | -m MODULE [ARGUMENT ...])",
         formatter_class=_RunFormatter,
-        allow_abbrev=False,
     )
-    run.set_defaults(run=_run, parser=run)
     _add_run_options(run)
-    audit = commands.add_parser(
+    audit = command(
         "audit",
+        _audit,
         help="the TCP connections of processes, and which are left in CLOSE_WAIT",
         description=_AUDIT,
         epilog=_AUDIT_END,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    audit.set_defaults(run=_audit, parser=audit)
     _add_audit_options(audit)
     return parser
 
