@@ -17,6 +17,8 @@ from safesock import Abort, Policy
 from safesock.events import Closed, Connected
 from safesock.testing import ScriptedPeer
 
+# The clients themselves are there for the campaigns only.
+pytestmark = pytest.mark.campaign
 ABORT = Policy(Abort(), on_loss="release")
 HTTP = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 

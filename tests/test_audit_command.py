@@ -174,7 +174,6 @@ def test_without_rich_watch_names_the_extra() -> None:
 
 
 def test_watch_shows_what_becomes_of_a_connection_until_ctrl_c(peer: Peer) -> None:
-    pytest.importorskip("rich")
     with holding(peer.address) as (script, _):
         command = [*AUDIT, "--pid", str(script.pid), "--watch"]
         with in_terminal(command, columns=120, TERM="xterm") as terminal:
@@ -189,7 +188,6 @@ def test_watch_shows_what_becomes_of_a_connection_until_ctrl_c(peer: Peer) -> No
 
 
 def test_watch_gives_the_terminal_back_at_sigterm(peer: Peer) -> None:
-    pytest.importorskip("rich")
     with holding(peer.address) as (script, _):
         command = [*AUDIT, "--pid", str(script.pid), "--watch"]
         with in_terminal(command, columns=120, TERM="xterm") as terminal:
@@ -202,7 +200,6 @@ def test_watch_gives_the_terminal_back_at_sigterm(peer: Peer) -> None:
 
 
 def test_watch_has_its_verdict_on_a_screen_that_is_too_small() -> None:
-    pytest.importorskip("rich")
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(Peer()) for _ in range(30)]
         script, _ = stack.enter_context(holding(*(peer.address for peer in peers)))
@@ -214,7 +211,6 @@ def test_watch_has_its_verdict_on_a_screen_that_is_too_small() -> None:
 
 
 def test_watch_in_a_pipe_is_plain_text_and_ends_with_its_reader(peer: Peer) -> None:
-    pytest.importorskip("rich")
     with holding(peer.address) as (script, _):
         with running([*AUDIT, "--pid", str(script.pid), "--watch"]) as command:
             command.read_until(b"nothing is in CLOSE_WAIT")
