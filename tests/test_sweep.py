@@ -352,14 +352,12 @@ GEVENT = "\nimport gevent.monkey; gevent.monkey.patch_all()\n"
     ids=["before", "after", "after enforce"],
 )
 def test_it_sweeps_beside_gevent(peer: Peer, text: str) -> None:
-    pytest.importorskip("gevent")
     with Script(text, *peer.address) as script:
         peer.accept().half_close()
         script.join()
 
 
 def test_what_it_ends_beside_gevent_is_told(peer: Peer) -> None:
-    pytest.importorskip("gevent")
     listen = "told = []\nsafesock.subscribe(told.append)\n"
     wait = "\nwhile not told:\n    sleep(0.01)\nprint(type(told[0]).__name__)\n"
     with Script(SLEEP + GEVENT + BEGIN + listen + WAIT + wait, *peer.address) as script:
