@@ -11,6 +11,8 @@ import select
 import socket
 import ssl
 import sys
+import time
+import unittest.mock
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,9 +28,11 @@ from tls_client import fin_only, goodbye_notify_and_fin, notify_and_fin
 from tls_peer import TlsEnd, TlsPeer, done
 
 import safesock
-from safesock import Abort, Policy, enforce
+from safesock import Abort, Policy, SafeSocket, enforce
 
 RELEASE = Policy(on_loss="release", grace=0.05)
+# What tests of programs put mocks in the place of.
+MOCKED = [(os, "fstat"), (os, "read"), (os, "write"), (os, "close"), (time, "monotonic")]
 
 
 def told(call: Callable[..., object], *arguments: Any) -> object:
@@ -520,3 +524,25 @@ def test_a_closed_socket_is_closed(peer: Peer) -> None:
     with half_closed(peer, True) as (sock, _):
         sock.close()
         assert connect_again(sock) == [(OSError, errno.EBADF), errno.EBADF]
+
+
+def for_others(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A mock of *call* for safesock; for everybody else, what it was."""
+
+    def replaced(*arguments: Any) -> Any:
+        caller = sys._getframe(1).f_globals["__name__"]
+        return unittest.mock.Mock() if caller.startswith("safesock") else call(*arguments)
+
+    return replaced
+
+
+@pytest.mark.parametrize("kind", [socket.socket, SafeSocket])
+def test_mocks_of_system_calls_are_the_programs_own_affair(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, kind: type[socket.socket]
+) -> None:
+    for module, name in MOCKED:
+        monkeypatch.setattr(module, name, for_others(getattr(module, name)))
+    with half_closed(peer, True, kind) as (sock, end):
+        assert sock.recv(9) == b"bye"
+        sock.close()
+        assert end.read_to_end() == (b"", EOF)

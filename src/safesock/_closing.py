@@ -17,7 +17,7 @@ sends a FIN, which makes a cut-off stream look complete. connect(2) to AF_UNSPEC
 from __future__ import annotations
 
 import _socket
-import time
+from time import monotonic
 
 from safesock import _kernel
 from safesock._kernel import Raw, TcpState
@@ -113,7 +113,7 @@ def _drain(sock: Raw, timeout: float, syn: int, fin_sent: bool, sends_fin: bool)
         # Whoever is killed, or interrupted, while waiting has stopped waiting: that is a RST.
         _kernel.set_linger(sock, 0)
         fin_sent |= _kernel.shutdown(sock, _socket.SHUT_WR) and sends_fin
-        dropped, closed = _drop_until_closed(sock, time.monotonic() + timeout)
+        dropped, closed = _drop_until_closed(sock, monotonic() + timeout)
     finally:
         if closed:
             _kernel.set_linger(sock, None)
@@ -148,7 +148,7 @@ def _drop_until_closed(sock: Raw, deadline: float) -> tuple[int, bool]:
     """The bytes dropped, and whether the peer closed in time."""
     dropped = 0
     while True:
-        left = deadline - time.monotonic()
+        left = deadline - monotonic()
         _kernel.ready(sock, max(left, 0.0))
         try:
             count = _kernel.read_now(sock, _rubbish)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-import time
 import weakref
+from time import monotonic
 
 from safesock import _closing, _forks, _kernel
 from safesock._closing import Outcome
@@ -366,7 +366,7 @@ class Connection(Told):
         """The fields of a record of the end."""
         if self.ended is None:
             # The peer's FIN may have come long before anybody noticed.
-            self.ended = time.monotonic() - _kernel.age_of_close_wait(sock)
+            self.ended = monotonic() - _kernel.age_of_close_wait(sock)
         sent, unacknowledged = self._counts(sock)
         return {
             "cause": cause,
@@ -375,7 +375,7 @@ class Connection(Told):
             "local": self.loss.local if self.loss else _kernel.local_name(sock),
             "peer": self.peer,
             "connection": self.number,
-            "lifetime": time.monotonic() - self.born,
+            "lifetime": monotonic() - self.born,
             "sent": sent,
             "unacknowledged": unacknowledged,
             "unread": _plus(_kernel.unread(sock), decrypted),

@@ -3,7 +3,7 @@ is recorded of that for those who listen."""
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 
 from safesock import _kernel
 from safesock._connection import Connection
@@ -46,7 +46,7 @@ class PlainConnection(Connection):
         if self.report is not None or self.is_elsewhere():
             return
         local = None if self.story is None else self.story.local
-        lived = time.monotonic() - self.born
+        lived = monotonic() - self.born
         known = (*self._why(), local, self.peer, self.number, lived)
         self._has_closed(CloseReport(*known, None, None, None, mode=self.policy.close, reset=False))
         self.tell_later()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from os import fstat
 
 from safesock import _background, _closing, _forks, _hub, _kernel, _unraisable, _watch
 from safesock._kernel import Raw
@@ -72,7 +73,7 @@ def _borrowed(fd: int) -> Raw:
 
 def _inode(fd: int) -> int | None:
     try:
-        return os.fstat(fd).st_ino
+        return fstat(fd).st_ino
     except OSError:
         return None
 

@@ -4,7 +4,7 @@ for that. It is noted where the state changes, which may be under a lock; `tell`
 from __future__ import annotations
 
 import itertools
-import time
+from time import monotonic
 
 from safesock import _hub, _kernel
 from safesock._kernel import TcpState
@@ -40,7 +40,7 @@ class Told:
         # What a connect that is under way was called with.
         self.asked: Any = None
         self.peer: Any = None
-        self.born = time.monotonic()
+        self.born = monotonic()
         # When it ended, as far as is known; both by time.monotonic.
         self.ended: float | None = None
         self.loss: Loss | None = None
@@ -53,7 +53,7 @@ class Told:
             story.connecting(address, bound_to(sock))
         # In case the kernel can no longer tell the peer's address when it has been made.
         self.asked = address
-        self.born = time.monotonic()
+        self.born = monotonic()
 
     def failed(self) -> None:
         """The connect has: whatever is made of the same socket is another connection."""
@@ -112,7 +112,7 @@ class Told:
             return
         story.close_wait = None
         if self.ended is not None and _kernel.tcp_state(sock) is TcpState.CLOSE_WAIT:
-            story.close_wait = max(time.monotonic() - self.ended, 0.0)
+            story.close_wait = max(monotonic() - self.ended, 0.0)
 
     def note_release(self) -> None:
         """Our side has ended, and the descriptor is its owner's."""

@@ -7,9 +7,9 @@ descriptor stays, and the object changes its class (see `_released`).
 
 from __future__ import annotations
 
-import os
 import socket
 import weakref
+from os import fstat
 
 from safesock import _forks, _hub, _kernel, _watch
 from safesock._kept import Kept, wards
@@ -196,7 +196,7 @@ class Ward:
 
 def _inode(sock: socket.socket) -> int | None:
     try:
-        return os.fstat(Raw.fileno(sock)).st_ino
+        return fstat(Raw.fileno(sock)).st_ino
     except OSError:
         return None  # Somebody else has closed it.
 

@@ -14,8 +14,9 @@ import itertools
 import os
 import select
 import threading
-import time
 import weakref
+from os import close, fstat, read, write
+from time import monotonic
 
 from safesock import _background, _unraisable
 from safesock._kernel import HAS_EPOLL
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
             """The owner has not reacted: the seconds until this is to be tried again, or None."""
 
 
+# System calls are taken as they are now: a program's own tests put mocks in the place of those of
+# `os` and `time` while the thread runs.
 _ORDER = itertools.count()
 _WATCHING = "the thread that watches sockets"
 # Number and device, in what fstat(2) tells.
@@ -79,7 +82,7 @@ class Watcher:
             # Not an eventfd: those have no inode of their own, by which they are known.
             self._bell, self._rope = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             self._epoll.register(self._bell, select.EPOLLIN)
-            self._inode = os.fstat(self._bell)[_INODE]
+            self._inode = fstat(self._bell)[_INODE]
             _background.start(self._run)
         except BaseException:
             self.forget()
@@ -93,7 +96,7 @@ class Watcher:
         if not self._rung:
             try:
                 self._rung = True
-                os.write(self._rope, b"!")
+                write(self._rope, b"!")
             except BaseException:  # KeyboardInterrupt: the next one rings.
                 self._rung = False
                 raise
@@ -140,12 +143,12 @@ class Watcher:
         self._epoll.close()
         for fd in (self._bell, self._rope):
             if fd >= 0:
-                os.close(fd)
+                close(fd)
 
     def is_intact(self) -> bool:
         """Whether its descriptors are its own: os.closerange closes whatever there is."""
         try:
-            ends = (os.fstat(fd)[_INODE] for fd in (self._bell, self._rope))
+            ends = (fstat(fd)[_INODE] for fd in (self._bell, self._rope))
             return all(end == self._inode for end in ends)
         except OSError:
             return False
@@ -164,17 +167,17 @@ class Watcher:
 
     def _wait_and_act(self) -> None:
         while True:
-            timeout = max(self._due[0][0] - time.monotonic(), 0.0) if self._due else None
+            timeout = max(self._due[0][0] - monotonic(), 0.0) if self._due else None
             events = self._epoll.poll(timeout)
             if not self.is_intact():
                 return
             for fd, _ in events:
                 if fd == self._bell:
-                    os.read(fd, 1)
+                    read(fd, 1)
                     self._at(_YOUTH, fd, None)
                 else:
                     self._ask(fd, self._sockets.get(fd), step_in=False)
-            while self._due and self._due[0][0] <= time.monotonic():
+            while self._due and self._due[0][0] <= monotonic():
                 fd, ref = heapq.heappop(self._due)[2:]
                 if ref is None:
                     self._look_after_the_young()
@@ -182,7 +185,7 @@ class Watcher:
                     self._ask(fd, ref, step_in=True)
 
     def _at(self, seconds: float, fd: int, ref: _Entry | None) -> None:
-        heapq.heappush(self._due, (time.monotonic() + seconds, next(_ORDER), fd, ref))
+        heapq.heappush(self._due, (monotonic() + seconds, next(_ORDER), fd, ref))
 
     def _look_after_the_young(self) -> None:
         self._rung = False  # Before: whoever comes from now on rings again.

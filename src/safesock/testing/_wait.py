@@ -11,8 +11,8 @@ import os
 import selectors
 import socket
 import threading
-import time
 from collections.abc import Callable, Generator
+from time import monotonic
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 TIMEOUT = 20.0
@@ -66,14 +66,14 @@ class Waiting(Waits):
 
     def run(self, steps: Steps[Result], timeout: float, what: str) -> Result:
         """Waits as *steps* ask for it, *timeout* seconds in all. Raises TimeoutError."""
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         told, teller = socket.socketpair()
         with told, teller:
             self._tellers[teller] = os.getpid()
             try:
                 while True:
                     wait = next(steps)
-                    left = deadline - time.monotonic()
+                    left = deadline - monotonic()
                     if left < 0 or not (ready := _ready(told, left, wait)):
                         raise late(timeout, what)
                     if told in ready:
