@@ -358,9 +358,9 @@ def test_it_sweeps_beside_gevent(peer: Peer, text: str) -> None:
 
 
 def test_what_it_ends_beside_gevent_is_told(peer: Peer) -> None:
-    listen = "told = []\nsafesock.subscribe(told.append)\n"
+    listen = "import safesock\ntold = []\nsafesock.subscribe(told.append)\n"
     wait = "\nwhile not told:\n    sleep(0.01)\nprint(type(told[0]).__name__)\n"
-    with Script(SLEEP + GEVENT + BEGIN + listen + WAIT + wait, *peer.address) as script:
+    with Script(SLEEP + GEVENT + listen + BEGIN + WAIT + wait, *peer.address) as script:
         peer.accept().half_close()
         assert script.join() == "Released\n"
 

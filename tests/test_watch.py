@@ -1000,7 +1000,7 @@ def test_a_number_that_is_used_again_while_it_is_looked_after_stays_watched(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = Policy(on_loss="release", grace=0.05)
-    first = create_connection(peer.address, policy=policy)
+    first = SafeSocket(policy=policy)
     number, has = first.fileno(), _watch._has
     second: list[SafeSocket] = []
 
@@ -1013,6 +1013,7 @@ def test_a_number_that_is_used_again_while_it_is_looked_after_stays_watched(
         return answer
 
     monkeypatch.setattr(_watch, "_has", and_then_it_is_closed)
+    first.connect(peer.address)
     assert peer.accept().read_to_end() == (b"", EOF)
     end = peer.accept()
     end.half_close()
