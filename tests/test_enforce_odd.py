@@ -22,6 +22,7 @@ import pytest
 import trio
 from command import PROGRAM, in_pipe
 from kernel import wait_until
+from listening import listening
 from peer import EOF, Peer, PeerEnd
 from process import run_script
 from tls_client import fin_only, goodbye_notify_and_fin, notify_and_fin
@@ -268,6 +269,20 @@ def test_what_somebody_has_put_into_the_class_is_called_and_stays(
     assert vars(socket.socket)["connect"] is before
     assert vars(socket.socket)["connect_ex"] is after
     monkeypatch.undo()
+    del socket.socket.connect_ex  # Ours, that it has put back.
+
+
+def test_what_somebody_puts_back_when_it_is_over_does_nothing(peer: Peer) -> None:
+    with enforce(RELEASE):
+        ours = socket.socket.connect_ex
+    with pytest.MonkeyPatch.context() as patch, listening(peer.address) as told:
+        patch.setattr(socket.socket, "connect_ex", ours)
+        with socket.socket() as sock:
+            sock.connect_ex(peer.address)
+        with enforce(RELEASE) as again, socket.socket() as sock:
+            sock.connect_ex(peer.address)
+        assert told.kinds() == ["Connecting", "Connected", "Closed"]
+        assert again.report().seen == 1
 
 
 REPLACED = """\

@@ -358,7 +358,7 @@ def test_a_nonblocking_connect_under_enforce(peer: Peer, told: Listener) -> None
         sock.setblocking(False)
         sock.connect_ex(peer.address)
         told.wait_for(Connected)
-    assert told.kinds() == ["Connecting", "Connected", "Closed"]
+    assert told.kinds() == ["Connecting", "Connected", "Closed"], told.events
     assert len({event.connection for event in told.events}) == 1
 
 

@@ -44,6 +44,7 @@ class Methods:
         self._made = made
         self._are_for_all = are_for_all
         self._kind = _standard_class()
+        self._are_over = False
         # What stood in the class itself: nothing, where a method is C's.
         self._before: dict[str, Any] = {}
         self._ours: dict[str, Any] = {}
@@ -56,8 +57,10 @@ class Methods:
             setattr(self._kind, name, self._ours[name])
 
     def restore(self) -> None:
-        """Those that nobody has replaced meanwhile."""
+        """Those that nobody has replaced meanwhile. They are over all the same: whoever has may put
+        ours back when we are gone, as mocks do."""
         _trio.forget()
+        self._are_over = True
         for name, ours in self._ours.items():
             if vars(self._kind).get(name) is not ours:
                 continue
@@ -88,6 +91,8 @@ class Methods:
         self._quietly(self._finished, sock)
 
     def _quietly(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        if self._are_over:
+            return None
         try:
             return act(*arguments)
         except Exception as error:
