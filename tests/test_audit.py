@@ -50,7 +50,8 @@ try:
 except PermissionError as error:
     print(error)
 whole = _audit.audit_host(unowned=True)
-print([(one.pid, one.fd) for one in whole if one.local == ("127.0.0.1", int(sys.argv[2]))])
+local, peer = (("127.0.0.1", int(port)) for port in sys.argv[2:])
+print([(one.pid, one.fd) for one in whole if (one.local, one.peer) == (local, peer)])
 print(any(one.pid is None for one in _audit.audit_host(unowned=False)), *whole.notes)
 """
 AGES = f"""
@@ -314,8 +315,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changing the user tak
 @needs_root
 def test_another_users_process_is_not_ours_to_read(peer: Peer) -> None:
     with peer.connected() as (sock, _):
-        port = sock.getsockname()[1]
-        said = run_script(STRANGER, os.getpid(), port).splitlines()
+        ports = sock.getsockname()[1], sock.getpeername()[1]
+        said = run_script(STRANGER, os.getpid(), *ports).splitlines()
     assert said[0].startswith(f"[Errno 1] the descriptors of process {os.getpid()} are not ours")
     assert said[1] == "[(None, None)]"
     assert said[2].startswith("False the descriptors of ")
