@@ -33,7 +33,8 @@ from safesock import Abort, Policy, SafeSocket, enforce
 
 RELEASE = Policy(on_loss="release", grace=0.05)
 # What tests of programs put mocks in the place of.
-MOCKED = [(os, "fstat"), (os, "read"), (os, "write"), (os, "close"), (time, "monotonic")]
+MOCKED = [(os, name) for name in ("close", "fstat", "getpid", "read", "write")]
+MOCKED += [(time, "monotonic")]
 
 
 def told(call: Callable[..., object], *arguments: Any) -> object:

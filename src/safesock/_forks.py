@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from os import getpid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,13 +57,13 @@ class Lock:
 def own_pid() -> int:
     """getpid(2), as one object for all who keep it."""
     global _pid
-    pid = os.getpid()
+    pid = getpid()
     if pid != _pid:
         _pid = pid
     return _pid
 
 
-_pid = os.getpid()
+_pid = getpid()
 # How often this process has been forked, since somebody began to count.
 _forked = 0
 _counts = False

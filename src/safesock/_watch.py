@@ -15,6 +15,8 @@ import os
 import select
 import threading
 import weakref
+
+# Taken as they are now: a program's own tests put mocks in their place while the thread runs.
 from os import close, fstat, read, write
 from time import monotonic
 
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
             """The owner has not reacted: the seconds until this is to be tried again, or None."""
 
 
-# System calls are taken as they are now: a program's own tests put mocks in the place of those of
-# `os` and `time` while the thread runs.
 _ORDER = itertools.count()
 _WATCHING = "the thread that watches sockets"
 # Number and device, in what fstat(2) tells.
