@@ -21,7 +21,7 @@ from safesock._demo_screen import Screen
 
 DEMO = [*PROGRAM, "demo"]
 PICTURE = Path(__file__).parent.parent / "docs" / "demo.svg"
-# As `shown` gives it.
+# As `shown` gives it: a line for the moment at which the watcher has ended what the server closed.
 IDLE = "#.# s idle # # # #"
 LEFT_NOTHING = re.compile(
     r"safesock left nothing: 0 in CLOSE_WAIT, 0 descriptors, port (\d+) used 5 times"
@@ -150,7 +150,8 @@ def test_in_a_terminal_it_tells_the_same(
     status, output, _ = demos(name)
     assert status == 0
     assert bool(re.search(r"\x1b\[\d*m", output)) is colours
-    assert (output.count("\r\x1b[K") > 5) is redraws
+    clocks = set(re.findall(r"\r\x1b\[K *(\d+\.\d) s  idle", output))
+    assert (len(clocks) > 1) is redraws  # It goes on between one line that stays and the next.
     assert ("\r" in output) is redraws
     check_story(plain_lines(output))
 
@@ -292,8 +293,11 @@ def test_the_picture_in_the_readme_shows_what_the_demo_shows(
     lines: dict[float, str] = {}
     for at, text in re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>([^<]*)</text>', PICTURE.read_text()):
         lines[float(at)] = lines.get(float(at), "") + html.unescape(text).replace("\xa0", " ")
-    # On a slow machine, the watcher has been there before the server has closed on all.
-    in_picture = [line for line in shown("\n".join(lines.values())) if line and line != IDLE]
+    in_picture = [line for line in shown("\n".join(lines.values())) if line]
     assert in_picture[:2] == ["safesock demo", "$ safesock demo"]
     assert len(in_picture) > 15
-    assert set(in_picture[2:]) <= set(shown(demos("pipe").output)), "python -m docs.record_demo"
+    output = demos("pipe").output
+    missing = set(in_picture[2:]) - set(shown(output))
+    # On a slow machine that moment may come before the server has closed on all.
+    was_first = re.search(r"the server closes them +\d+ +\d+ +0 ", output)
+    assert missing <= ({IDLE} if was_first else set()), "python -m docs.record_demo"
