@@ -50,11 +50,7 @@ def _nothing_left_open(peer: Peer) -> Iterator[None]:
     yield
     for end in peer.ends:
         end.close()
-    left = kernel.descriptors() - before
-    # The watcher's own is made once.
-    assert [
-        link for fd in left if "[event" not in (link := os.readlink(f"/proc/self/fd/{fd}"))
-    ] == []
+    assert kernel.left_open(before) == []
 
 
 def connect(peer: Peer, mode: CloseMode, timeout: float | None = TIMEOUT) -> SafeSocket:
