@@ -20,6 +20,7 @@ from safesock._policy import Abort
 from safesock._reconnect import Recovery
 from safesock._reconnecting import ReconnectingSocket
 from safesock._socket import SafeSocket
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Connector:
         if inspect.iscoroutinefunction(on_connect):
             raise TypeError("on_connect takes a plain function; safesock.asyncio has coroutines")
         if not isinstance(abort_previous, bool):
-            raise TypeError(f"abort_previous takes True or False: not {abort_previous!r}")
+            raise TypeError(f"abort_previous takes True or False: not {said(abort_previous)}")
         self._recovery = Recovery(reconnect, self._to)
         self._dialler = Dialler(self._to, self._sleep, self._recovery.refuse_if_closed)
         self._on_connect = on_connect

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import re
 import ssl
 import time
 
 from safesock._policy import policy_or_default, positive
 from safesock._resolve import is_numeric, numeric
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from safesock._policy import Policy
+
+
+_NUMBER = re.compile(r"[+-]?[0-9]{1,20}")
+# RFC 6335, 5.1, and what systems have beside.
+_SERVICE = re.compile(r"[0-9]*[A-Za-z][A-Za-z0-9_.+/*-]*")
 
 
 class Destination:
@@ -57,7 +64,7 @@ def check_on_connect(function: Any, *arguments: str) -> None:
     """Raises TypeError where it cannot be called with these: no attempt would mend that."""
     if function is None:
         return
-    wanted = f"on_connect takes a function of {' and '.join(arguments)}: not {function!r}"
+    wanted = f"on_connect takes a function of {' and '.join(arguments)}: not {said(function)}"
     if not callable(function):
         raise TypeError(wanted)
     try:
@@ -73,18 +80,26 @@ def check_on_connect(function: Any, *arguments: str) -> None:
 def _check(address: Any, local_address: Any, timeout: Any) -> None:
     host, port = _pair("address", address, '("example.org", 443)')
     if not host or not _can_be_asked_for(host):
-        raise ValueError(f"address takes the host to connect to: not {address!r}")
-    if isinstance(port, str) and port.lstrip("+-").isdecimal():
-        port = int(port)
-    if not (isinstance(port, str) and port):  # The name of a service will do.
-        _check_port("address", port, least=1)
+        raise ValueError(f"address takes the host to connect to: not {said(address)}")
+    if isinstance(port, str) and not _NUMBER.fullmatch(port):
+        _check_service(port)
+    else:
+        _check_port("address", int(port) if isinstance(port, str) else port, least=1)
     if local_address is not None:
         local_host, local_port = _pair("local_address", local_address, '("", 40000)')
-        if local_host and not is_numeric(local_host):
-            raise ValueError(f"local_address takes an IP address of this host: not {local_host!r}")
+        if local_host and ("\0" in local_host or not is_numeric(local_host)):
+            raise ValueError(
+                f"local_address takes an IP address of this host: not {said(local_host)}"
+            )
         _check_port("local_address", local_port, least=0)
     if timeout is not None:
         positive("timeout", timeout)
+
+
+def _check_service(name: str) -> None:
+    # Of text that begins with a number the system's resolver would take that, modulo 65536.
+    if not _SERVICE.fullmatch(name):
+        raise ValueError(f"address takes a port number, or a service's name: not {said(name)}")
 
 
 def _can_be_asked_for(host: str) -> bool:
@@ -97,23 +112,27 @@ def _can_be_asked_for(host: str) -> bool:
 
 def _check_tls(ssl_context: Any, server_hostname: Any) -> None:
     if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
-        raise TypeError(f"ssl_context takes an ssl.SSLContext or None: not {ssl_context!r}")
+        raise TypeError(f"ssl_context takes an ssl.SSLContext or None: not {said(ssl_context)}")
     if ssl_context is not None and ssl_context.protocol is ssl.PROTOCOL_TLS_SERVER:
         raise ValueError("ssl_context takes a client's, such as ssl.create_default_context()")
     if server_hostname is not None and not isinstance(server_hostname, str):
-        raise TypeError(f"server_hostname takes a str or None: not {server_hostname!r}")
+        raise TypeError(f"server_hostname takes a str or None: not {said(server_hostname)}")
+    if server_hostname and not _can_be_asked_for(server_hostname):
+        raise ValueError(f"server_hostname takes the name of a host: not {said(server_hostname)}")
     if server_hostname is not None and ssl_context is None:
         raise ValueError("server_hostname is for TLS: it takes an ssl_context too")
 
 
 def _pair(name: str, value: Any, example: str) -> tuple[str, Any]:
     if not isinstance(value, (tuple, list)) or len(value) != 2 or not isinstance(value[0], str):
-        raise TypeError(f"{name} takes a pair of host and port, such as {example}: not {value!r}")
+        raise TypeError(
+            f"{name} takes a pair of host and port, such as {example}: not {said(value)}"
+        )
     return value[0], value[1]
 
 
 def _check_port(name: str, port: Any, least: int) -> None:
     if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"{name} takes a port number: not {port!r}")
+        raise TypeError(f"{name} takes a port number: not {said(port)}")
     if not least <= port <= 65535:
-        raise ValueError(f"{name} takes a port from {least} to 65535: not {port!r}")
+        raise ValueError(f"{name} takes a port from {least} to 65535: not {said(port)}")

@@ -12,7 +12,7 @@ from safesock._kept import Kept, wards
 from safesock._policy import FOR_CLIENTS, Policy, policy_or_default, sweep_in
 from safesock._replaced import Methods
 from safesock._sweep import Sweeper, missed
-from safesock._value import Value
+from safesock._value import Value, said
 from safesock._ward import Ward, dismiss
 
 TYPE_CHECKING = False
@@ -162,7 +162,7 @@ def enforce(
     global _methods
     chosen = FOR_CLIENTS if policy is None else policy_or_default(policy)
     if only is not None and not callable(only):
-        raise TypeError(f"only takes a function of the peer's address: not {only!r}")
+        raise TypeError(f"only takes a function of the peer's address: not {said(only)}")
     if not _background.IS_POSSIBLE:
         raise RuntimeError("enforce works in the main interpreter only")
     if not chosen.watch:

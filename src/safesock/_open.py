@@ -14,6 +14,7 @@ from safesock._errors import LocalPortBusyError
 from safesock._policy import Policy, policy_or_default
 from safesock._resolve import lookup
 from safesock._socket import SafeSocket
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,11 +188,11 @@ def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
 
 def _refuse(sock: socket.socket) -> None:
     if not isinstance(sock, socket.socket):
-        raise TypeError(f"wrap takes a socket.socket: not {sock!r}")
+        raise TypeError(f"wrap takes a socket.socket: not {said(sock)}")
     if sock.fileno() < 0:
         raise ValueError("wrap takes an open socket, and this one is closed or detached")
     if not _kernel.is_tcp(sock):
-        raise ValueError(f"wrap takes a TCP socket over IPv4 or IPv6: not {sock!r}")
+        raise ValueError(f"wrap takes a TCP socket over IPv4 or IPv6: not {said(sock)}")
     if _kernel.is_listening(sock):
         raise ValueError("wrap takes a client's socket, and this one listens")
     if getattr(sock, "_io_refs", 0):

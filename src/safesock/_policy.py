@@ -5,7 +5,7 @@ Nothing here does I/O. `_closing` carries a close mode out, `_kernel` sets the o
 
 from __future__ import annotations
 
-from safesock._value import Value
+from safesock._value import Value, said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # What the kernel takes: poll(2) and TCP_USER_TIMEOUT an int of milliseconds, TCP_KEEPIDLE,
 # TCP_KEEPINTVL and, on every platform, l_linger 15 bits of seconds, TCP_KEEPCNT 7 bits.
 MOST_SECONDS = (2**31 - 1) / 1000
+_ON_LOSS: tuple[OnLoss, ...] = ("close", "release", "keep")
 # What a look at 100,000 descriptors takes is of that order.
 LEAST_SWEEP = 0.1
 MOST_WHOLE_SECONDS = 32767
@@ -164,17 +165,21 @@ class Policy(Value):
         if not isinstance(close, (Graceful, Drain, Linger, Abort)):
             raise TypeError(
                 "Policy(close) takes Graceful(), Drain(), Linger() or Abort(), "
-                f"an instance: not {close!r}"
+                f"an instance: not {said(close)}"
             )
-        if on_loss not in ("close", "release", "keep"):
-            raise ValueError(f'Policy(on_loss) takes "close", "release" or "keep": not {on_loss!r}')
+        if not isinstance(on_loss, str) or on_loss not in _ON_LOSS:
+            raise ValueError(
+                f'Policy(on_loss) takes "close", "release" or "keep": not {said(on_loss)}'
+            )
         if not isinstance(watch, bool):
-            raise TypeError(f"Policy(watch) takes True or False: not {watch!r}")
+            raise TypeError(f"Policy(watch) takes True or False: not {said(watch)}")
         if keepalive is not None and not isinstance(keepalive, KeepAlive):
-            raise TypeError(f"Policy(keepalive) takes KeepAlive(...) or None: not {keepalive!r}")
+            raise TypeError(
+                f"Policy(keepalive) takes KeepAlive(...) or None: not {said(keepalive)}"
+            )
         self._set(
             close=close,
-            on_loss=on_loss,
+            on_loss=_ON_LOSS[_ON_LOSS.index(on_loss)],
             watch=watch,
             grace=seconds_in("Policy(grace)", grace),
             reuse_address=_flag("Policy(reuse_address)", reuse_address),
@@ -215,23 +220,27 @@ def policy_or_default(policy: Policy | None) -> Policy:
     given: object = policy
     if not isinstance(given, Policy):
         example = f"Policy(close={given!r})" if isinstance(given, CloseMode) else "Policy()"
-        raise TypeError(f"policy takes a safesock.Policy or None, such as {example}: not {given!r}")
+        raise TypeError(
+            f"policy takes a safesock.Policy or None, such as {example}: not {said(given)}"
+        )
     return policy
 
 
 def seconds_in(name: str, value: float) -> float:
     """*value*, the argument called *name*, if it is a number of seconds that the system takes."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} takes a number of seconds: not {value!r}")
+        raise TypeError(f"{name} takes a number of seconds: not {said(value)}")
+    value = _exactly(value)
     if not 0 <= value <= MOST_SECONDS:
-        raise ValueError(f"{name} takes seconds from 0 to {MOST_SECONDS:.0f}: not {value!r}")
+        raise ValueError(f"{name} takes seconds from 0 to {MOST_SECONDS:.0f}: not {said(value)}")
     return value
 
 
 def positive(name: str, value: float) -> float:
     """*value*, the argument called *name*, if it is a number of seconds above 0."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
-        raise ValueError(f"{name} takes seconds above 0: not {value!r}")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and not _exactly(value) > 0:
+        raise ValueError(f"{name} takes seconds above 0: not {said(value)}")
     return seconds_in(name, value)
 
 
@@ -240,17 +249,24 @@ def sweep_in(name: str, value: float) -> float:
     take much of a CPU."""
     seconds = positive(name, value)
     if seconds < LEAST_SWEEP:
-        raise ValueError(f"{name} takes at least {LEAST_SWEEP} seconds: not {value!r}")
+        raise ValueError(f"{name} takes at least {LEAST_SWEEP} seconds: not {said(value)}")
     return seconds
 
 
 def whole_in(name: str, value: float, most: int) -> int:
     """*value*, the argument called *name*, if it is a whole number from 1 to *most*."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} takes a whole number: not {value!r}")
+        raise TypeError(f"{name} takes a whole number: not {said(value)}")
+    value = _exactly(value)
     if not 1 <= value <= most or value != int(value):
-        raise ValueError(f"{name} takes a whole number from 1 to {most}: not {value!r}")
+        raise ValueError(f"{name} takes a whole number from 1 to {most}: not {said(value)}")
     return int(value)
+
+
+def _exactly(value: float) -> float:
+    """The number itself, of one that is more than that: a member of an enum, say, is not written as
+    a number is."""
+    return int.__index__(value) if isinstance(value, int) else float.__float__(value)
 
 
 def _user_timeout(value: float | None) -> float | None:
@@ -260,14 +276,14 @@ def _user_timeout(value: float | None) -> float | None:
     if seconds < 0.001:
         raise ValueError(
             "Policy(user_timeout) takes at least 0.001 seconds, the kernel's resolution, or None "
-            f"to leave it alone: not {value!r}"
+            f"to leave it alone: not {said(value)}"
         )
     return seconds
 
 
 def _flag(name: str, value: bool | None) -> bool | None:
     if value is not None and not isinstance(value, bool):
-        raise TypeError(f"{name} takes True, False or None: not {value!r}")
+        raise TypeError(f"{name} takes True, False or None: not {said(value)}")
     return value
 
 

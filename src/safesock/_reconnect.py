@@ -20,7 +20,7 @@ from safesock._connection import Connection
 from safesock._destination import Destination
 from safesock._errors import LocalPortBusyError, ReconnectError
 from safesock._policy import positive, whole_in
-from safesock._value import Value
+from safesock._value import Value, said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ _KINDS = (tenacity.wait.wait_base, tenacity.retry_base)
 def _strategy(name: str, value: Any, mine: type, example: str) -> Any:
     others = (tenacity.stop.stop_base, *(kind for kind in _KINDS if kind is not mine))
     if isinstance(value, (type, *others)) or not callable(value):
-        raise TypeError(f"{name} takes a tenacity strategy such as {example}: not {value!r}")
+        raise TypeError(f"{name} takes a tenacity strategy such as {example}: not {said(value)}")
     return value
 
 
@@ -138,7 +138,7 @@ class Recovery:
         if choice is None:
             choice = DEFAULT
         if not isinstance(choice, Reconnect):
-            raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {choice!r}")
+            raise TypeError(f"reconnect takes a safesock.Reconnect or None: not {said(choice)}")
         self._choice = choice
         self._to = to
         self._budget = Budget(choice.attempts, choice.deadline, choice.stable_after)
@@ -249,7 +249,7 @@ class Recovery:
         self._number(state)  # After TryAgain it is the first to be asked.
         seconds = self._choice.wait(state)
         if not isinstance(seconds, (int, float)):
-            raise TypeError(f"Reconnect(wait) gives a number of seconds: not {seconds!r}")
+            raise TypeError(f"Reconnect(wait) gives a number of seconds: not {said(seconds)}")
         error = _error_of(state)
         # A port that is held for a known time: an attempt before then would be in vain.
         held = error.seconds_left if isinstance(error, LocalPortBusyError) else None

@@ -6,6 +6,7 @@ import functools
 import inspect
 
 from safesock import _hub
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def subscribe(callback: Callable[[Event], object]) -> Subscription:
     function.
     """
     if not callable(callback) or _is_suspended(callback):
-        raise TypeError(f"subscribe takes a plain function of one event: not {callback!r}")
+        raise TypeError(f"subscribe takes a plain function of one event: not {said(callback)}")
     made = Subscription(callback)
     _hub.add(made)
     return made

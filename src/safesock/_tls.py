@@ -11,6 +11,7 @@ from safesock._connection import Connection
 from safesock._policy import DEFAULT, Policy, policy_or_default
 from safesock._socket import SafeSocket
 from safesock._tls_transfer import GovernedSSLSocket
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def secure(context: ssl.SSLContext, policy: Policy | None = None) -> ssl.SSLCont
     sockets are left alone. Raises TypeError for what is no SSLContext.
     """
     if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"secure takes an ssl.SSLContext: not {context!r}")
+        raise TypeError(f"secure takes an ssl.SSLContext: not {said(context)}")
     attributes = {"_context_policy": policy_or_default(policy), "__module__": "safesock"}
     context.sslsocket_class = type("SafeSSLSocket", (SafeSSLSocket,), attributes)
     return context

@@ -50,3 +50,16 @@ class Value:
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return type(self), self._values()
+
+
+_LONGEST = 500
+
+
+def said(value: object) -> str:
+    """A wrong value, for the error that refuses it: as it is written, unless that is very long, or
+    is an error itself, as for an int of thousands of digits."""
+    try:
+        text = repr(value)
+    except Exception:
+        return object.__repr__(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -12,6 +12,7 @@ import tenacity
 from safesock._attempt import CUT, hurry, refuse_lost
 from safesock._destination import Destination, check_on_connect
 from safesock._reconnect import Recovery
+from safesock._value import said
 from safesock.asyncio._connect import running_loop
 from safesock.asyncio._dial import dial, within
 from safesock.asyncio._streams import LIMIT
@@ -78,11 +79,11 @@ class Connector:
         )
         check_on_connect(on_connect, "reader", "writer")
         if not isinstance(abort_previous, bool):
-            raise TypeError(f"abort_previous takes True or False: not {abort_previous!r}")
+            raise TypeError(f"abort_previous takes True or False: not {said(abort_previous)}")
         if isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"limit takes a number of bytes: not {limit!r}")
+            raise TypeError(f"limit takes a number of bytes: not {said(limit)}")
         if limit <= 0:
-            raise ValueError(f"limit takes a number of bytes above 0: not {limit!r}")
+            raise ValueError(f"limit takes a number of bytes above 0: not {said(limit)}")
         self._limit = limit
         self._on_connect = on_connect
         self._aborts = abort_previous and self._to.has_fixed_port()

@@ -7,6 +7,7 @@ import os
 import socket
 
 from safesock._open import wrap
+from safesock._value import said
 from safesock.asyncio._base import SafeTransport
 from safesock.asyncio._connect import running_loop
 from safesock.asyncio._transport import SocketTransport
@@ -55,7 +56,7 @@ def wrap_transport(transport: asyncio.Transport, policy: Policy | None = None) -
 def _refuse(transport: Any) -> asyncio.BaseProtocol:
     # uvloop's are none of asyncio's by class.
     if not all(hasattr(transport, name) for name in ("pause_reading", "write", "set_protocol")):
-        raise TypeError(f"wrap_transport takes an asyncio.Transport: not {transport!r}")
+        raise TypeError(f"wrap_transport takes an asyncio.Transport: not {said(transport)}")
     if isinstance(transport, SafeTransport):
         raise ValueError("wrap_transport takes the transport of another: this is a SafeTransport")
     if transport.is_closing():
@@ -63,7 +64,9 @@ def _refuse(transport: Any) -> asyncio.BaseProtocol:
     if transport.get_extra_info("sslcontext") is not None:
         raise ValueError("wrap a transport before start_tls, or use safesock's create_connection")
     if transport.get_extra_info("socket") is None:
-        raise ValueError(f"wrap_transport takes the transport of a TCP socket: not {transport!r}")
+        raise ValueError(
+            f"wrap_transport takes the transport of a TCP socket: not {said(transport)}"
+        )
     protocol: asyncio.BaseProtocol = transport.get_protocol()
     if isinstance(protocol, asyncio.StreamReaderProtocol):
         raise TypeError("a stream keeps its transport: use safesock.asyncio.open_connection")

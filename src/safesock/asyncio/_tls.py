@@ -7,6 +7,7 @@ import ssl
 from asyncio import sslproto
 
 from safesock._loss import Cause
+from safesock._value import said
 from safesock.asyncio._base import SafeTransport
 
 TYPE_CHECKING = False
@@ -151,7 +152,7 @@ async def start_tls(
 ) -> SafeSSLTransport:
     """`loop.start_tls`, for a client, on every loop."""
     if not isinstance(sslcontext, ssl.SSLContext):
-        raise TypeError(f"sslcontext takes an ssl.SSLContext: not {sslcontext!r}")
+        raise TypeError(f"sslcontext takes an ssl.SSLContext: not {said(sslcontext)}")
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
     tls = TLSProtocol(
