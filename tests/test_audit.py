@@ -14,8 +14,6 @@ from collections.abc import Iterator
 
 import kernel
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from netns import Network
 from peer import TIMEOUT, Peer
 from process import Script, run_script
@@ -348,59 +346,3 @@ def test_a_process_in_another_network_namespace_is_told_too(network: Network) ->
         assert one.age is not None
     assert len(found) == len(from_inside) == 1
     assert (script.pid, fd) in {(one.pid, one.fd) for one in whole}
-
-
-# What the kernel says is parsed ---------------------------------------------------------------
-
-
-def answer() -> bytes:
-    """A real answer of sock_diag, with at least one connection in it."""
-    with Peer() as peer, peer.connected() as (sock, _):
-        question = struct.pack("=BBBxI48x", socket.AF_INET, socket.IPPROTO_TCP, 2, 0xFFF)
-        header = struct.pack("=IHHII", 16 + len(question), 20, 0x301, 0, 0)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as netlink:
-            netlink.send(header + question)
-            inode = os.fstat(sock.fileno()).st_ino
-            while True:
-                data = netlink.recv(1 << 17)
-                rows, done = _kernel_diag.parse(data)
-                if any(row.inode == inode for row in rows):
-                    return data
-                assert not done
-
-
-ANSWER = answer()
-
-
-@given(st.binary(max_size=400))
-def test_random_bytes_are_an_answer_or_a_clear_error(data: bytes) -> None:
-    with contextlib.suppress(ValueError, OSError):
-        rows, _ = _kernel_diag.parse(data)
-        assert all(row.inode for row in rows)
-
-
-@given(st.integers(0, len(ANSWER)), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255))))
-def test_an_answer_cut_off_or_damaged_is_right_or_a_clear_error(
-    end: int, damage: list[tuple[int, int]]
-) -> None:
-    data = bytearray(ANSWER[:end])
-    for at, value in damage:
-        if at < len(data):
-            data[at] = value
-    with contextlib.suppress(ValueError, OSError):
-        rows, _ = _kernel_diag.parse(bytes(data))
-        if not damage:
-            assert rows == _kernel_diag.parse(ANSWER)[0][: len(rows)]
-
-
-LINE = next(line for line in _proc._lines(os.getpid(), "tcp"))
-
-
-@given(st.one_of(st.text(), st.integers(0, len(LINE)).map(lambda end: LINE[:end])))
-def test_a_line_of_proc_is_right_or_a_clear_error(line: str) -> None:
-    with contextlib.suppress(ValueError):
-        rows = list(_proc.rows([line], socket.AF_INET))
-        if LINE.startswith(line):
-            assert [row.state for row in rows] == [
-                row.state for row in _proc.rows([LINE], socket.AF_INET)
-            ]

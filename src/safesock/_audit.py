@@ -14,6 +14,7 @@ import sys
 from safesock import _kernel, _kernel_diag, _proc, _watch
 from safesock._audit_records import Audit, HeldConnection
 from safesock._kernel import TcpState
+from safesock._value import said
 from safesock._ward import Ward
 
 TYPE_CHECKING = False
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     # Of a network namespace: its connections by inode, and the ports that are listened on.
     Table = tuple[dict[int, Row], set[int]]
+
+
+_MOST_PID = 2**31 - 1
 
 
 def audit(pid: int | None = None) -> Audit:
@@ -107,9 +111,11 @@ def _refuse_elsewhere() -> None:
 
 def _number(pid: object) -> int:
     if isinstance(pid, bool) or not isinstance(pid, int):
-        raise TypeError(f"audit(pid) takes the number of a process, or None: not {pid!r}")
+        raise TypeError(f"audit(pid) takes the number of a process, or None: not {said(pid)}")
     if pid < 1:
-        raise ValueError(f"audit(pid) takes the number of a process, or None: not {pid}")
+        raise ValueError(f"audit(pid) takes the number of a process, or None: not {said(pid)}")
+    if pid > _MOST_PID:
+        raise ProcessLookupError(errno.ESRCH, f"there is no process {said(pid)}")
     return pid
 
 
@@ -123,8 +129,8 @@ def _table(pid: int, here: bool, wanted: Container[int] | None) -> Table:
     if here:
         try:
             return _kernel_diag.connections(wanted), _kernel_diag.listening()
-        except OSError:
-            pass  # A kernel without it, or a sandbox.
+        except (OSError, ValueError):
+            pass  # A kernel without it, or a sandbox; or one that answers otherwise.
     return _proc.connections(pid)
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
-_TABLES = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
 _TIME_WAIT_TIMER = "03"
 _ANY = frozenset({"", "0.0.0.0", "::"})
 _MAPPED = "::ffff:"
@@ -59,18 +58,16 @@ def _source(family: int, peer: tuple[Any, ...]) -> str:
 class _Row:
     """A line of /proc/net/tcp: proc(5)."""
 
-    def __init__(self, fields: list[str], family: int) -> None:
+    def __init__(self, line: _proc.Line, family: int) -> None:
         self._family = family
-        self._host = _proc.address(fields[1], family)[0]
-        self.local = plain(self._host), _proc.address(fields[1], family)[1]
-        peer_host, peer_port = _proc.address(fields[2], family)
-        self.peer = plain(peer_host), peer_port
-        self._state = TcpState(int(fields[3], 16))
-        timer, _, ticks = fields[5].partition(":")
+        self._host = line.local[0]
+        self.local = plain(self._host), line.local[1]
+        self.peer = plain(line.peer[0]), line.peer[1]
+        self._state = line.state
         # FIN_WAIT2 has such a timer too, but it ends when the peer sends FIN or RST.
-        timed = timer == _TIME_WAIT_TIMER and self._state is TcpState.TIME_WAIT
-        self._left = int(ticks, 16) / os.sysconf("SC_CLK_TCK") if timed else None
-        self.inode = int(fields[9])
+        timed = line.timer == _TIME_WAIT_TIMER and line.state is TcpState.TIME_WAIT
+        self._left = line.ticks / os.sysconf("SC_CLK_TCK") if timed else None
+        self.inode = line.inode
 
     def is_at(self, family: int, host: str) -> bool:
         return _overlap(self._family, self._host, family, host)
@@ -90,18 +87,18 @@ def _distinct(rows: Iterable[_Row]) -> list[_Row]:
 
 
 def _rows(port: int) -> Iterator[_Row]:
-    ending = f":{port:04X}"
-    for name, family in _TABLES.items():
-        try:
-            # Of the thread: it may be in a network namespace of its own.
-            with open(f"/proc/thread-self/net/{name}", encoding="ascii") as table:
-                next(table)
-                for line in table:
-                    fields = line.split()
-                    if fields[1].endswith(ending):
-                        yield _Row(fields, family)
-        except OSError:
-            continue
+    for name, family in _proc.TCP.items():
+        # Of the thread: it may be in a network namespace of its own.
+        yield from _rows_in(_proc.lines("thread-self", name), family, port)
+
+
+def _rows_in(lines: Iterable[str], family: int, port: int) -> Iterator[_Row]:
+    text = f":{port:04X} "
+    for line in lines:
+        if text in line:  # Few are, and there may be thousands.
+            found = _proc.parsed(line, family)
+            if found is not None and found.local[1] == port:
+                yield _Row(found, family)
 
 
 def _overlap(one_family: int, one: str, other_family: int, other: str) -> bool:

@@ -105,13 +105,13 @@ def is_tcp(sock: Raw) -> bool:
 
 def tcp_state(sock: Raw) -> TcpState | None:
     """The state of the connection (TCP_INFO), or None where the system does not tell."""
-    info = _tcp_info(sock)
-    return _STATES[info[0]] if info else None
+    info = tcp_info(sock)
+    return _STATES.get(info[0]) if info else None
 
 
 def age_of_close_wait(sock: Raw) -> float:
     """The seconds since the peer's FIN, where that is the last that has come; else 0."""
-    info = _tcp_info(sock)
+    info = tcp_info(sock)
     return age_in(info) or 0.0 if info and info[0] == TcpState.CLOSE_WAIT else 0.0
 
 
@@ -130,7 +130,7 @@ def was_established(sock: Raw) -> bool:
     """
     if not LINUX:
         return bool(peer_name(sock))
-    info = _tcp_info(sock)
+    info = tcp_info(sock)
     return bool(info) and info[0] != TcpState.SYN_SENT and _bytes_acked(info) > 0
 
 
@@ -203,7 +203,7 @@ def control_bytes(sock: Raw) -> int:
 
 def connected_here(sock: Raw) -> bool:
     """Whether this side has connected, and not accepted. False before Linux 4.19, as unknown."""
-    return len(_tcp_info(sock)) >= _TCP_INFO_BYTES_SENT + 16 and control_bytes(sock) == 1
+    return len(tcp_info(sock)) >= _TCP_INFO_BYTES_SENT + 16 and control_bytes(sock) == 1
 
 
 def set_linger(sock: Raw, seconds: int | None) -> None:
@@ -379,7 +379,8 @@ def hide_peer(sock: Raw, hidden: bool) -> bool:
     return True
 
 
-def _tcp_info(sock: Raw) -> bytes:
+def tcp_info(sock: Raw) -> bytes:
+    """TCP_INFO; nothing where the system does not tell."""
     if not LINUX:
         return b""
     try:
@@ -390,11 +391,11 @@ def _tcp_info(sock: Raw) -> bytes:
 
 def _tcp_info_and_queue(sock: Raw) -> tuple[bytes, int | None]:
     """TCP_INFO and SIOCOUTQ of one moment, as far as can be: no acknowledgement or FIN between."""
-    info = _tcp_info(sock)
+    info = tcp_info(sock)
     queued = None
     for _ in range(_LOOKS if LINUX else 0):
         queued = _queue(sock, "TIOCOUTQ")
-        before, info = info, _tcp_info(sock)
+        before, info = info, tcp_info(sock)
         if not info or (before[0], _bytes_acked(before)) == (info[0], _bytes_acked(info)):
             break
     return info, queued

@@ -36,6 +36,7 @@ _ANSWER = struct.Struct("=BBxx2s2s16s16s16xII4xI")
 _ATTRIBUTE = struct.Struct("=HH")
 _BUFFER = 1 << 17
 _PIDFD_GETFD = 438
+_MAX_ERRNO = 4095
 _TCP_INFO_RTT, _TCP_INFO_BYTES_ACKED = 68, 120
 _NOT_CONNECTIONS = frozenset({TcpState.LISTEN, TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV})
 _ASKED = sum(1 << state for state in TcpState if state not in _NOT_CONNECTIONS)
@@ -131,7 +132,7 @@ def parse(data: bytes, wanted: Container[int] | None = None) -> tuple[list[Row],
 def _raise_if_error(body: bytes) -> None:
     (number,) = struct.unpack_from("=i", body) if body else (0,)
     if number:
-        raise _kernel.os_error(-number if number < 0 else errno.EPROTO)
+        raise _kernel.os_error(-number if -_MAX_ERRNO <= number < 0 else errno.EPROTO)
 
 
 def _row(data: bytes, body: int, end: int, wanted: Container[int] | None) -> Row | None:
@@ -184,8 +185,8 @@ def look(fd: int, accepting: Container[int]) -> Row | None:
     except OSError:
         return None
     try:
-        info = Raw.getsockopt(sock, socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        state = _STATES.get(info[0])
+        info = _kernel.tcp_info(sock)
+        state = _STATES.get(info[0]) if info else None
         is_over = state is TcpState.CLOSE
         if state is None or state in _NOT_CONNECTIONS or (is_over and not _was_connected(info)):
             return None
@@ -205,8 +206,8 @@ def look(fd: int, accepting: Container[int]) -> Row | None:
 
 def _was_connected(info: bytes) -> bool:
     """A handshake has been timed, or bytes have been counted: acknowledged, or received."""
-    (timed,) = struct.unpack_from("I", info, _TCP_INFO_RTT)
-    return bool(timed) or any(info[_TCP_INFO_BYTES_ACKED : _TCP_INFO_BYTES_ACKED + 16])
+    timed = any(info[_TCP_INFO_RTT : _TCP_INFO_RTT + 4])
+    return timed or any(info[_TCP_INFO_BYTES_ACKED : _TCP_INFO_BYTES_ACKED + 16])
 
 
 def _plain_address(name: Any) -> Address | None:

@@ -4,8 +4,10 @@ namespace, proc(5)."""
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
+from typing import NamedTuple
 
 from safesock._kernel import TcpState
 from safesock._kernel_diag import Row, plain, queues
@@ -14,11 +16,31 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_TCP = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
+TCP = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6}
 # Where the inode is in the tables of what is no TCP.
 _OTHERS = {"unix": 6, "udp": 9, "udp6": 9, "raw": 9, "raw6": 9, "netlink": 9, "packet": 8}
-_SHORTEST = 10
-_SOCKET = "socket:["
+_INODE = re.compile("[0-9]{1,20}")
+_SOCKET = re.compile(r"socket:\[([0-9]{1,20})\]")
+# As the kernel prints it: addresses, state, queues, timer, owner, inode and more.
+_NUMBER = r"([0-9A-F]+)"
+_ADDRESS = r"((?:[0-9A-F]{8}){1,4}:[0-9A-F]{4})"
+_LINE = re.compile(
+    rf" *[0-9]+: {_ADDRESS} {_ADDRESS} ([0-9A-F]{{2}}) {_NUMBER}:{_NUMBER} {_NUMBER}:{_NUMBER} "
+    r"[0-9A-F]+ +[0-9]+ +[0-9]+ ([0-9]{1,20}) .*"
+)
+
+
+class Line(NamedTuple):
+    """A line of /proc/net/tcp."""
+
+    local: tuple[str, int]
+    peer: tuple[str, int]
+    state: TcpState
+    sent: int
+    received: int
+    timer: str
+    ticks: int
+    inode: int
 
 
 def sockets_of(pid: int) -> Iterator[tuple[int, int]]:
@@ -31,8 +53,8 @@ def sockets_of(pid: int) -> Iterator[tuple[int, int]]:
                 target = os.readlink(name, dir_fd=folder)
             except FileNotFoundError:
                 continue  # Closed meanwhile.
-            if target.startswith(_SOCKET):
-                yield int(name), int(target[len(_SOCKET) : -1])
+            if found := _SOCKET.fullmatch(target):
+                yield int(name), int(found[1])
     finally:
         os.close(folder)
 
@@ -73,8 +95,8 @@ def command(pid: int) -> str:
 def connections(pid: int) -> tuple[dict[int, Row], set[int]]:
     """The TCP connections of its network namespace, by inode, and the ports listened on there."""
     found, listening = {}, set()
-    for name, family in _TCP.items():
-        for row in rows(_lines(pid, name), family):
+    for name, family in TCP.items():
+        for row in rows(lines(pid, name), family):
             if row.state is TcpState.LISTEN and row.local is not None:
                 listening.add(row.local[1])
             elif row.inode:
@@ -83,18 +105,38 @@ def connections(pid: int) -> tuple[dict[int, Row], set[int]]:
 
 
 def rows(lines: Iterable[str], family: int) -> Iterator[Row]:
-    """What the lines of /proc/net/tcp say. Raises ValueError for what is no such line."""
+    """What the lines of /proc/net/tcp say."""
     for line in lines:
-        fields = line.split()
-        if len(fields) < _SHORTEST:
-            raise ValueError(f"a line of /proc/net/tcp that is cut off: {line!r}")
-        state = TcpState(int(fields[3], 16))
-        sent, received = (int(text, 16) for text in fields[4].split(":"))
-        local, peer = (_plain(address(text, family)) for text in fields[1:3])
-        yield Row(state, local, peer, *queues(state, received, sent), int(fields[9]))
+        found = parsed(line, family)
+        if found is not None:
+            local, peer = _plain(found.local), _plain(found.peer)
+            numbers = queues(found.state, found.received, found.sent)
+            yield Row(found.state, local, peer, *numbers, found.inode)
 
 
-def address(text: str, family: int) -> tuple[str, int]:
+def parsed(line: str, family: int) -> Line | None:
+    """None for what is no such line, or is in a state that a later kernel knows: what it is about
+    can still be asked by its descriptor."""
+    found = _LINE.fullmatch(line)
+    if found is None:
+        return None
+    local, peer, state, sent, received, timer, ticks, inode = found.groups()
+    try:
+        return Line(
+            _address(local, family),
+            _address(peer, family),
+            TcpState(int(state, 16)),
+            int(sent, 16),
+            int(received, 16),
+            timer,
+            int(ticks, 16),
+            int(inode),
+        )
+    except ValueError:
+        return None
+
+
+def _address(text: str, family: int) -> tuple[str, int]:
     """As the kernel prints it: words of the host's order, in hexadecimal."""
     digits, _, port = text.partition(":")
     words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
@@ -108,18 +150,25 @@ def _plain(name: tuple[str, int]) -> tuple[str, int]:
 
 def other_sockets(pid: int) -> set[int]:
     """The inodes of the sockets of its network namespace that are known to be no TCP."""
-    found = set()
+    found: set[int] = set()
     for name, column in _OTHERS.items():
-        for line in _lines(pid, name):
-            fields = line.split()
-            if len(fields) > column and fields[column].isdigit():
-                found.add(int(fields[column]))
+        found |= inodes(lines(pid, name), column)
     return found
 
 
-def _lines(pid: int, table: str) -> list[str]:
+def inodes(lines: Iterable[str], column: int) -> set[int]:
+    """Those in this column of a table."""
+    words = ("".join(line.split(maxsplit=column + 1)[column : column + 1]) for line in lines)
+    return {int(word) for word in words if _INODE.fullmatch(word)}
+
+
+def lines(pid: int | str, table: str) -> list[str]:
+    """A table of the network namespace, without its head; nothing where it is not there."""
     try:
-        with open(f"/proc/{pid}/net/{table}", encoding="utf-8", errors="replace") as file:
-            return file.read().splitlines()[1:]
+        # The name of a Unix socket may have any character in it, and others end no line.
+        with open(
+            f"/proc/{pid}/net/{table}", encoding="utf-8", errors="replace", newline="\n"
+        ) as file:
+            return file.read().split("\n")[1:]
     except OSError:
         return []
