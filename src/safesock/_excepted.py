@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
     # None: whatever it is.
     Place: TypeAlias = tuple[Network | None, int | None]
+
+_PORT = re.compile("[0-9]{1,20}")
 
 
 def all_but(texts: Sequence[str]) -> Callable[[Any], bool]:
@@ -31,13 +36,13 @@ def _place(text: str) -> Place:
         is_whole = bool(host or colon)
     if not is_whole or bool(colon) != _is_port(port):
         raise ValueError(
-            f"--except takes HOST, HOST:PORT or :PORT, and IPv6 as [::1]:80: not {text!r}"
+            f"--except takes HOST, HOST:PORT or :PORT, and IPv6 as [::1]:80: not {said(text)}"
         )
     return _network(host) if host else None, int(port) if colon else None
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 1 <= int(text) <= 65535
+    return bool(_PORT.fullmatch(text)) and 1 <= int(text) <= 65535
 
 
 def _network(host: str) -> Network:
@@ -47,7 +52,7 @@ def _network(host: str) -> Network:
     except ValueError:
         pass
     raise ValueError(
-        f"--except takes the IP address of a host, or a network, and no name: not {host!r}"
+        f"--except takes the IP address of a host, or a network, and no name: not {said(host)}"
     )
 
 

@@ -9,10 +9,14 @@ from safesock._netcat_news import News
 from safesock._netcat_tls import Tls
 from safesock._option_values import close_mode, number
 from safesock._policy import Policy, seconds_in
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+
+# int() refuses thousands of them.
+_MOST_DIGITS = 20
 
 
 def connector(options: Namespace, news: News) -> tuple[Connector, Tls | None]:
@@ -41,11 +45,12 @@ def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     bracketed = host == f"[{bare}]"
-    if not colon or not bare or not (port.isascii() and port.isdigit()):
-        raise ValueError(f"HOST:PORT takes a host and a port number: not {text!r}")
+    is_number = port.isascii() and port.isdigit() and len(port) <= _MOST_DIGITS
+    if not colon or not bare or not is_number:
+        raise ValueError(f"HOST:PORT takes a host and a port number: not {said(text)}")
     if bracketed != (":" in bare):
         raise ValueError(
-            f"HOST:PORT takes an IPv6 address, and no other, as [::1]:80: not {text!r}"
+            f"HOST:PORT takes an IPv6 address, and no other, as [::1]:80: not {said(text)}"
         )
     return bare, int(port)
 
@@ -53,5 +58,5 @@ def _address(text: str) -> tuple[str, int]:
 def _whole(name: str, text: str) -> int:
     found = number(name, text)
     if not isinstance(found, int):
-        raise ValueError(f"{name} takes a whole number: not {text!r}")
+        raise ValueError(f"{name} takes a whole number: not {said(text)}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from safesock._policy import Abort, CloseMode, Drain, Graceful, Linger
+from safesock._value import said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def close_mode(text: str) -> CloseMode:
     if mode is None or (equals and mode not in (Drain, Linger)):
         raise ValueError(
             "--close takes graceful, drain, drain=SECONDS, linger, linger=SECONDS or abort: "
-            f"not {text!r}"
+            f"not {said(text)}"
         )
     seconds_given = (number("--close", seconds),) if equals else ()
     try:
@@ -37,4 +38,4 @@ def number(name: str, text: str) -> Any:
     try:
         return int(text) if text.strip().lstrip("+-").isdigit() else float(text)
     except ValueError:
-        raise ValueError(f"{name} takes a number: not {text!r}") from None
+        raise ValueError(f"{name} takes a number: not {said(text)}") from None
