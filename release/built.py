@@ -5,10 +5,10 @@ from __future__ import annotations
 import email.parser
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -18,17 +18,17 @@ _LEADS_ELSEWHERE = ("GIT_", "PYTHON", "SAFESOCK", "SOURCE_DATE_EPOCH", "VIRTUAL_
 
 
 def build(folder: Path, into: Path, *, umask: int, seconds: int) -> None:
-    """Copies what is committed to a folder of its own, as a checkout with this umask would, with
-    times so many seconds ago, and builds sdist and wheel there, in `dist`."""
-    names = _run("git", "-C", str(folder), "ls-files", "-z").split("\0")
-    for name in filter(None, names):
-        copy = into / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, copy)
-        mode = 0o777 if os.access(folder / name, os.X_OK) else 0o666
-        copy.chmod(mode & ~umask)
-        then = copy.stat().st_mtime - seconds
-        os.utime(copy, (then, then))
+    """Takes what is committed to a folder of its own, as a checkout with this umask would, so many
+    seconds ago, and builds sdist and wheel there, in `dist`."""
+    into.mkdir(parents=True)
+    packed = into.with_suffix(".tar")
+    _run("git", "-C", str(folder), "archive", "--format=tar", f"--output={packed}", "HEAD")
+    with tarfile.open(packed) as archive:
+        archive.extractall(into, filter="data")
+    then = time.time() - seconds
+    for path in into.rglob("*"):
+        path.chmod(path.stat().st_mode & ~umask)
+        os.utime(path, (then, then))
     # In this environment, which has the backend: so that it works without an index.
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(into / "dist")]
     _run(*command, str(into), umask=umask)

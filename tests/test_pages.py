@@ -187,12 +187,13 @@ def test_the_commands_to_install_and_to_run_are_there() -> None:
     assert "pip install -e . && safesock demo" in readme
     assert "pip install -e '.[test]' && pytest" in readme
     assert "pip install -e '.[docs]' && python -m docs" in readme
+    assert "pip install -e '.[release]' && python -m release" in PAGES["docs/releasing.md"]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
     for text in PAGES.values():
         assert set(re.findall(r"pip install -e '\.\[(\w+)\]'", text)) <= set(extras)
-        for module in re.findall(r"python -m ((?:benchmarks|docs)[\w.]*)", text):
+        for module in re.findall(r"python -m ((?:benchmarks|docs|release)[\w.]*)", text):
             assert importlib.util.find_spec(module), module
         for file in re.findall(r"(?:python |`)((?:tests|examples)/\w+\.py)", text):
             assert (ROOT / file).exists(), file

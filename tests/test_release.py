@@ -262,15 +262,18 @@ def test_metadata_that_an_index_would_refuse_is_told_of(
 
 
 def tracked() -> list[str]:
-    """As a checkout has them, also where this is none of git's."""
-    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
+    """The files of this checkout, as far as they are still there."""
+    command = ["git", "-C", str(ROOT), "ls-files"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True)
     return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
 
 
 of_one_python = pytest.mark.skipif(sys.version_info >= (3, 12), reason="one wheel is for all")
+of_a_checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="that is no checkout")
 
 
 @needs_git
+@of_a_checkout
 @of_one_python
 @pytest.mark.campaign
 def test_all_of_it_passes_on_a_tree_that_is_ready(
