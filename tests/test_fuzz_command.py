@@ -249,7 +249,8 @@ def test_connect_to_who_refuses_or_answers(
         def claim(answers: bool, mode: str, attempts: int, quiet: bool) -> None:
             port = peer.address[1] if answers else refuses
             words = ["connect", f"127.0.0.1:{port}", "--close", mode, "--wait", "0"]
-            words += ["--attempts", str(attempts), "--deadline", "1", *["-q"] * quiet]
+            words += ["--attempts", str(attempts), "--deadline", "60" if answers else "1"]
+            words += ["-q"] * quiet
             with open(os.devnull) as nothing, monkeypatch.context() as patch:
                 patch.setattr(sys, "stdin", nothing)
                 patch.setattr(sys, "stdout", sys.__stdout__)
