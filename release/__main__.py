@@ -65,8 +65,10 @@ def check_what_is_built(folder: Path) -> int:
         first, second = Path(work, "a"), Path(work, "b", "elsewhere")
 
         def same_twice(folder: Path) -> list[str]:
-            built.build(folder, first, umask=0o022, seconds=0)
-            built.build(folder, second, umask=0o077, seconds=86_400)
+            packed = Path(work, "commit.tar")
+            built.pack(folder, packed)
+            built.build(packed, first, umask=0o022, seconds=0)
+            built.build(packed, second, umask=0o077, seconds=86_400)
             return built.differences(first / "dist", second / "dist")
 
         def installs(folder: Path) -> list[str]:

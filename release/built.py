@@ -17,12 +17,15 @@ from pathlib import Path
 _LEADS_ELSEWHERE = ("GIT_", "PYTHON", "SAFESOCK", "SOURCE_DATE_EPOCH", "VIRTUAL_ENV")
 
 
-def build(folder: Path, into: Path, *, umask: int, seconds: int) -> None:
-    """Takes what is committed to a folder of its own, as a checkout with this umask would, so many
-    seconds ago, and builds sdist and wheel there, in `dist`."""
-    into.mkdir(parents=True)
-    packed = into.with_suffix(".tar")
+def pack(folder: Path, packed: Path) -> None:
+    """What is committed, as a tar file."""
     _run("git", "-C", str(folder), "archive", "--format=tar", f"--output={packed}", "HEAD")
+
+
+def build(packed: Path, into: Path, *, umask: int, seconds: int) -> None:
+    """Unpacks it in a folder of its own, as a checkout with this umask would have, so many seconds
+    ago, and builds sdist and wheel there, in `dist`."""
+    into.mkdir(parents=True)
     with tarfile.open(packed) as archive:
         archive.extractall(into, filter="data")
     then = time.time() - seconds

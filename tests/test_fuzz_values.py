@@ -168,9 +168,8 @@ def test_what_is_kept_works(peer: Peer, examples: int) -> None:
         assert sock.close_report.mode == policy.close
         peer.ends.clear()
 
-    with safesock.create_connection(
-        peer.address, TIMEOUT
-    ) as first:  # The watcher's own, made once.
+    # The watcher's own are made once.
+    with safesock.create_connection(peer.address, TIMEOUT, policy=Policy(grace=0)) as first:
         peer.accept().close()
         kernel.wait_until(lambda: first.loss is not None, "the watcher has come")
     before = kernel.descriptors()
