@@ -244,6 +244,14 @@ def test_the_name_of_a_unix_socket_cannot_break_an_audit(letter: str) -> None:
     assert 4294967295 not in after - before
 
 
+def test_a_line_that_a_unix_socket_has_for_a_name_is_passed_over() -> None:
+    """With a newline it begins a line of its own, in which anything may stand for the inode."""
+    with socket.socket(socket.AF_UNIX) as named:
+        named.bind("\0\n0: 2 0 10000 1 1 \u00b2 x")
+        assert os.fstat(named.fileno()).st_ino in _proc.other_sockets(os.getpid())
+        safesock.audit()
+
+
 def test_a_descriptor_has_a_socket_only_if_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "socket:[1]").touch()
     with open(tmp_path / "socket:[1]") as file, socket.socket() as sock:
