@@ -43,7 +43,13 @@ def rows(quick: bool) -> list[Row]:
         command = min(_seconds_of_command(pids, count) for _ in range(times))
     return [
         Row(f"audit of {count:,} sockets", library[0], 2.0, "s", f"{library[1]:.2f} s of CPU"),
-        Row("the same by the command", command[0], 2.0, "s", f"{command[1]:.2f} s of CPU"),
+        Row(
+            f"audit of {count:,} sockets by the command",
+            command[0],
+            2.0,
+            "s",
+            f"{command[1]:.2f} s of CPU",
+        ),
     ]
 
 

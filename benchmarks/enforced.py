@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator
 
 import safesock
-from benchmarks.report import Row, median_ratio
+from benchmarks.report import Row, compared
 from benchmarks.server import serving
 from benchmarks.workers import ask, working
 from safesock import _sweep
 
 _PAYLOAD = b"x" * 64
 _CALLS = 1_000
+_CONNECTS = 50
 _SWEPT = 1_000
 
 
@@ -40,16 +41,14 @@ def _hot_path(quick: bool) -> Iterator[Row]:
         for what, bar, worker in (
             ("plain send+recv of 64 bytes under enforce, CPU", 1.01, ours),
             # The kernel counts references to descriptors as soon as there are two threads.
-            ("the same with a thread that sleeps, no enforce", None, threaded),
+            ("plain send+recv of 64 bytes beside a thread that sleeps, CPU", None, threaded),
         ):
-            ratio, spread = median_ratio(
+            both = compared(
                 functools.partial(ask, worker, "pair"), lambda: ask(theirs, "pair"), rounds
             )
-            yield Row(what, ratio, bar, "x", f"±{spread:.3f}")
-        ratio, spread = median_ratio(
-            lambda: ask(ours, "connect"), lambda: ask(theirs, "connect"), rounds // 10
-        )
-        yield Row("plain connect and close under enforce", ratio, None, "x", f"±{spread:.3f}")
+            yield both.row(what, "socket.socket", bar, each=_CALLS)
+        both = compared(lambda: ask(ours, "connect"), lambda: ask(theirs, "connect"), rounds // 10)
+        yield both.row("plain connect and close under enforce", "socket.socket", each=_CONNECTS)
 
 
 def _swept(quick: bool) -> Row:
@@ -93,7 +92,7 @@ def _send_and_recv(ends: tuple[socket.socket, socket.socket]) -> float:
 
 def _connect(address: tuple[str, int]) -> float:
     start = time.perf_counter()
-    for _ in range(_CALLS // 20):
+    for _ in range(_CONNECTS):
         socket.create_connection(address).close()
     return time.perf_counter() - start
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import safesock
-from benchmarks.report import Row, median_ratio
+from benchmarks.report import Row, compared
 from benchmarks.server import serving
 
 T = TypeVar("T")
@@ -29,11 +29,10 @@ def _socketpair(quick: bool) -> Row:
     rounds, calls = (20, 1_000) if quick else (400, 1_000)
     with _Pair(safesock.SafeSocket) as ours, _Pair(socket.socket) as theirs:
         run_ours, run_theirs = _copies(_send_and_recv)
-        ratio, spread = median_ratio(
-            lambda: run_ours(ours, calls), lambda: run_theirs(theirs, calls), rounds
-        )
+        found = compared(lambda: run_ours(ours, calls), lambda: run_theirs(theirs, calls), rounds)
     bar = 1.08 if sys.version_info >= (3, 13) else 1.05
-    return Row("send+recv of 64 bytes on a socketpair, CPU", ratio, bar, "x", f"±{spread:.3f}")
+    what = "send+recv of 64 bytes on a socketpair, CPU"
+    return found.row(what, "socket.socket", bar, each=calls)
 
 
 def _round_trip(quick: bool) -> Row:
@@ -47,10 +46,8 @@ def _round_trip(quick: bool) -> Row:
         for sock in (ours, theirs):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         run_ours, run_theirs = _copies(_round_trips)
-        ratio, spread = median_ratio(
-            lambda: run_ours(ours, calls), lambda: run_theirs(theirs, calls), rounds
-        )
-    return Row("round trip of 64 bytes over loopback", ratio, 1.01, "x", f"±{spread:.3f}")
+        found = compared(lambda: run_ours(ours, calls), lambda: run_theirs(theirs, calls), rounds)
+    return found.row("round trip of 64 bytes over loopback", "socket.socket", 1.01, each=calls)
 
 
 def _copies(function: _Timed[T]) -> tuple[_Timed[T], _Timed[T]]:

@@ -67,7 +67,8 @@ def _memory(count: int) -> Row:
     with serving("hold") as address:
         theirs = _bytes_each(lambda: socket.create_connection(address), count)
         ours = _bytes_each(lambda: safesock.create_connection(address), count)
-    return Row("memory per idle SafeSocket over socket.socket", ours - theirs, 600, "bytes")
+    what = "memory per idle SafeSocket over socket.socket"
+    return Row(what, ours - theirs, 600, "bytes", ours=ours, theirs=theirs, raw_unit="bytes")
 
 
 def _bytes_each(make: Callable[[], socket.socket], count: int) -> float:

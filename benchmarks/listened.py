@@ -13,7 +13,7 @@ import sys
 import time
 
 import safesock
-from benchmarks.report import Row, median_ratio
+from benchmarks.report import Row, compared
 from benchmarks.server import serving
 from benchmarks.workers import ask, working
 
@@ -30,10 +30,9 @@ def rows(quick: bool) -> list[Row]:
         working("listened", "log", address) as log,
     ):
         for what, worker in (("a subscriber", subscriber), ("the log at DEBUG", log)):
-            ratio, spread = median_ratio(
-                functools.partial(ask, worker), lambda: ask(nobody), rounds
-            )
-            found.append(Row(f"connect and close with {what}", ratio, None, "x", f"±{spread:.3f}"))
+            both = compared(functools.partial(ask, worker), lambda: ask(nobody), rounds)
+            title = f"connect and close with {what}, CPU"
+            found.append(both.row(title, "nobody who listens", each=_CALLS))
     return found
 
 

@@ -16,14 +16,10 @@ checked in each round.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.util
-import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -33,7 +29,7 @@ import trio
 import uvloop
 
 import safesock.asyncio
-from benchmarks.report import Row
+from benchmarks.report import Compared, Row
 from benchmarks.server import AT_ONCE, BLOCK, LINE, serving
 
 Address = tuple[str, int]
@@ -247,34 +243,22 @@ CONTESTANTS = {
     "asyncio": Contestant(_ASYNCIO, _on_asyncio),
     "anyio": Contestant(_ANYIO, _on_asyncio),
     "trio": Contestant(_TRIO, _on_trio),
-    "safesock, uvloop": Contestant(_SAFESOCK, _on_uvloop),
-    "asyncio, uvloop": Contestant(_ASYNCIO, _on_uvloop),
-    "anyio, uvloop": Contestant(_ANYIO, _on_uvloop),
+    "safesock on uvloop": Contestant(_SAFESOCK, _on_uvloop),
+    "asyncio on uvloop": Contestant(_ASYNCIO, _on_uvloop),
+    "anyio on uvloop": Contestant(_ANYIO, _on_uvloop),
 }
 _MODES = ("spin", "lines", "give", "take")
 
 
-@dataclass(frozen=True)
-class Result:
-    """Of one work: by contestant the median ratio of safesock to it on the same loop, and the
-    median of the seconds."""
-
-    work: str
-    bars: dict[str, float | None]
-    ratios: dict[str, float]
-    seconds: dict[str, float]
-
-
-def measured(quick: bool) -> Iterator[Result]:
-    yield from _measured(quick, [one for one in CONTESTANTS if "uvloop" not in one], WORKS, BARS)
+def rows(quick: bool) -> Iterator[Row]:
+    yield from _rows(quick, [one for one in CONTESTANTS if "uvloop" not in one], "", BARS)
     del [bytes(BIG)][0]
-    later = tuple(f"{work}, later" for work in WORKS)
-    yield from _measured(quick, list(CONTESTANTS), later, {})
+    yield from _rows(quick, list(CONTESTANTS), ", later", {})
 
 
-def _measured(
-    quick: bool, names: list[str], works: tuple[str, ...], bars: dict[str, tuple[float | None, ...]]
-) -> Iterator[Result]:
+def _rows(
+    quick: bool, names: list[str], when: str, bars: dict[str, tuple[float | None, ...]]
+) -> Iterator[Row]:
     sizes = ((5, 400), (3, 20_000), (3, 500), (3, 500))
     if not quick:
         sizes = ((25, 8_000), (7, 1_000_000), (7, 16_384), (7, 16_384))
@@ -286,56 +270,13 @@ def _measured(
                 for name in able[turn % len(able) :] + able[: turn % len(able)]:
                     one = CONTESTANTS[name]
                     taken.setdefault(name, []).append(one.run(one.works[number], address, count))  # type: ignore[arg-type]
-        ratios = {}
         for name, seconds in taken.items():
-            ours = taken["safesock, uvloop" if name.endswith("uvloop") else "safesock"]
-            ratios[name] = statistics.median(a / b for a, b in zip(ours, seconds, strict=True))
-        medians = {name: statistics.median(each) for name, each in taken.items()}
-        yield Result(
-            works[number], {name: each[number] for name, each in bars.items()}, ratios, medians
-        )
-
-
-def rows(quick: bool) -> Iterator[Row]:
-    for result in measured(quick):
-        for name, ratio in result.ratios.items():
             if not name.startswith("safesock"):
-                yield Row(f"{result.work}, of {name}", ratio, result.bars.get(name), "x")
-
-
-def _plot(file: Path, results: list[Result]) -> None:
-    matplotlib, figures = (importlib.import_module(f"matplotlib{part}") for part in ("", ".figure"))
-    matplotlib.rcParams["svg.hashsalt"] = "streams"  # The same file for the same figures.
-    figure = figures.Figure((9, 10), layout="constrained")
-    figure.suptitle("The time of the same work; safesock on asyncio's loop is 1")
-    panels = figure.subplots(len(results) // 2, 2).T.flat
-    for axes, result in zip(panels, results, strict=True):
-        names = list(result.seconds)[::-1]
-        values = [result.seconds[name] / result.seconds["safesock"] for name in names]
-        colours = ["C0" if name.startswith("safesock") else "C7" for name in names]
-        axes.barh(names, values, color=colours)
-        axes.set_title(result.work)
-        axes.axvline(1, color="C0", linewidth=1)
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streams", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--quick", action="store_true", help="few rounds: noisy, but it has run")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, as .svg or .png")
-    arguments = parser.parse_args()
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot takes matplotlib: pip install -e '.[bench]'")
-    results = []
-    for result in measured(arguments.quick):
-        results.append(result)
-        for name, ratio in result.ratios.items():
-            taken = f"{result.seconds[name]:8.3f} s   x{ratio:.2f}"
-            print(f"{result.work:<34} {name:<18} {taken}", flush=True)
-    if arguments.plot:
-        _plot(arguments.plot, results)
+                ours = taken["safesock on uvloop" if name.endswith("uvloop") else "safesock"]
+                bar = bars[name][number] if name in bars else None
+                yield Compared.of(ours, seconds).row(WORKS[number] + when, name, bar, each=count)
 
 
 if __name__ == "__main__":
-    main()
+    for row in rows(quick=False):
+        print(row, flush=True)
