@@ -23,7 +23,7 @@ def with_results(text: str, results: Results) -> str:
 def tables(results: Results) -> str:
     barred = results.with_bar()
     lines = [
-        f"{results.machine}; safesock {results.safesock}, {results.date[:10]}.",
+        f"{results.machine}; safesock {results.safesock}, {results.date[:10]}. {_effort(results)}",
         *(["This was a quick run: few rounds, and noisy."] if results.quick else []),
         *([f"Without {', '.join(results.failed)}, which failed."] if results.failed else []),
         "",
@@ -41,6 +41,11 @@ def tables(results: Results) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _effort(results: Results) -> str:
+    load = " to ".join(f"{each:.1f}" for each in results.load)
+    return f"It took {sum(results.seconds.values()) / 60:.0f} minutes, at a load average of {load}."
 
 
 def _barred(row: Row) -> str:
