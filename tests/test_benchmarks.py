@@ -344,7 +344,8 @@ def test_the_page_has_the_results_that_are_kept(found: Results) -> None:
 
 
 def counted(what: str) -> str:
-    return re.sub(r"(?<=of )\d[\d,]+(?= (?:out|idle))", "N", what)
+    """With N for how many there were, which is less in a quick run."""
+    return re.sub(r"\d[\d,]{2,}", "N", what)
 
 
 @pytest.mark.parametrize(("what", "against", "bars"), BARS, ids=[" to ".join(b[:2]) for b in BARS])
