@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
 import time
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from safesock._policy import seconds_in
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Iterator
     from typing import Any
 
 _NOTHING, _FOUND = 0, 1
@@ -56,6 +59,23 @@ def run(options: Options) -> int:
     """Shows it; the exit status. Raises OSError where it cannot be read."""
     if options.watch:
         return _watch(options)
+    with _no_collections():
+        return _show(options)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """All that is made is kept to the end: to look through it again and again finds nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _show(options: Options) -> int:
     found = _look(options)
     _tell(found)
     if options.json:

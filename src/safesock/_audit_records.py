@@ -81,20 +81,20 @@ class HeldConnection(Value):
         policy: Policy | None = None,
         made: tuple[str, ...] = (),
     ) -> None:
-        self._set(
-            pid=pid,
-            fd=fd,
-            state=state,
-            age=age,
-            local=local,
-            peer=peer,
-            unread=unread,
-            unacknowledged=unacknowledged,
-            inode=inode,
-            accepted=accepted,
-            lost=lost,
-            policy=policy,
-            made=made,
+        self._set_all(
+            pid,
+            fd,
+            state,
+            age,
+            local,
+            peer,
+            unread,
+            unacknowledged,
+            inode,
+            accepted,
+            lost,
+            policy,
+            made,
         )
 
     def is_found(self, older_than: float | None = None) -> bool:

@@ -199,8 +199,8 @@ def _them(count: int) -> str:
 
 def as_json(audit: Audit, older_than: float | None) -> str:
     """A list, with an object on each line."""
-    encode = json.JSONEncoder().encode
-    return "[" + ",\n".join(encode(_object(one, older_than)) for one in audit) + "]"
+    # At once: an encoder that is called for each takes longer. No name has a brace in it.
+    return json.dumps([_object(one, older_than) for one in audit]).replace("}, {", "},\n{")
 
 
 def _object(one: HeldConnection, older_than: float | None) -> dict[str, object]:
