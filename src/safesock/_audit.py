@@ -19,13 +19,17 @@ from safesock._ward import Ward
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
     from typing import Any
 
     from safesock._kernel_diag import Row
 
     # Of a network namespace: its connections by inode, and the ports that are listened on.
     Table = tuple[dict[int, Row], set[int]]
+    # Of one as well, by the number of a process in it: the inodes of what is known to be no TCP.
+    Others = Callable[[int], Container[int]]
+
+_NAMES = {state: state.name for state in TcpState}
 
 
 _MOST_PID = 2**31 - 1
@@ -65,7 +69,7 @@ def _audit_pid(pid: int) -> Audit:
         ) from None
     notes: list[str] = []
     table = _table(pid, here, set(sockets.values()))
-    return _audit_of(list(_held(pid, sockets, table, notes)), notes)
+    return _audit_of(list(_held(pid, sockets, table, _proc.other_sockets, notes)), notes)
 
 
 def audit_host(*, unowned: bool) -> Audit:
@@ -74,6 +78,7 @@ def audit_host(*, unowned: bool) -> Audit:
     _refuse_elsewhere()
     here = _proc.network_here()
     tables = {here: _table(os.getpid(), True, None)}
+    others: dict[int, set[int]] = {}
     held: list[HeldConnection] = []
     notes: list[str] = []
     owned: set[int] = set()
@@ -90,7 +95,7 @@ def audit_host(*, unowned: bool) -> Audit:
         if network not in tables:
             tables[network] = _proc.connections(pid)
         owned.update(sockets.values())
-        held += _held(pid, sockets, tables[network], notes)
+        held += _held(pid, sockets, tables[network], _once(others, network), notes)
     rows, listening = tables[here]
     strangers = [row for row in rows.values() if row.inode not in owned]
     if unowned:
@@ -102,6 +107,18 @@ def audit_host(*, unowned: bool) -> Audit:
             f"connections are {shown} process and descriptor"
         )
     return _audit_of(held, notes)
+
+
+def _once(found: dict[int, set[int]], network: int) -> Others:
+    """Looked for when it is wanted first, and the same for all processes of that network: a host
+    has many, and each of them nearly all kinds of sockets."""
+
+    def others(pid: int) -> set[int]:
+        if network not in found:
+            found[network] = _proc.other_sockets(pid)
+        return found[network]
+
+    return others
 
 
 def _refuse_elsewhere() -> None:
@@ -135,14 +152,14 @@ def _table(pid: int, here: bool, wanted: Container[int] | None) -> Table:
 
 
 def _held(
-    pid: int, sockets: dict[int, int], table: Table, notes: list[str]
+    pid: int, sockets: dict[int, int], table: Table, others_of: Others, notes: list[str]
 ) -> Iterator[HeldConnection]:
     rows, listening = table
     found = {fd: rows[inode] for fd, inode in sockets.items() if inode in rows}
     unclear = [fd for fd, row in found.items() if _lacks_age(row)]
     missing = sockets.keys() - found.keys()
     if missing:
-        others = _proc.other_sockets(pid)
+        others = others_of(pid)
         missing = {fd for fd in missing if sockets[fd] not in others}
     if unclear or missing:
         try:
@@ -185,7 +202,7 @@ def _connection(
     accepted = row.local is not None and row.local[1] in listening
     state, local, peer, unread, unacknowledged, inode, age, lost = row
     return HeldConnection(
-        pid, fd, state.name, age, local, peer, unread, unacknowledged, inode, accepted, lost
+        pid, fd, _NAMES[state], age, local, peer, unread, unacknowledged, inode, accepted, lost
     )
 
 

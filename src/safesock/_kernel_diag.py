@@ -19,7 +19,7 @@ from safesock._kernel import Raw, TcpState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
     from typing import Any
 
     Address = tuple[str, int]
@@ -70,8 +70,9 @@ class Row(NamedTuple):
 
 def queues(state: TcpState, received: int, sent: int) -> tuple[int, int]:
     """Bytes unread and unacknowledged, from what the kernel's tables have."""
-    unread = max(received - (state in _PEER_CLOSED), 0)
-    return unread, max(sent - (state in _OURS_COUNTS), 0)
+    # Mostly there is nothing.
+    unread = received and max(received - (state in _PEER_CLOSED), 0)
+    return unread, sent and max(sent - (state in _OURS_COUNTS), 0)
 
 
 def plain(host: str) -> str:
@@ -158,7 +159,7 @@ def _address(family: int, host: bytes, port: bytes) -> Address:
     return _host(family, host), int.from_bytes(port, "big")
 
 
-@functools.lru_cache
+@functools.lru_cache(4096)
 def _host(family: int, host: bytes) -> str:
     return plain(socket.inet_ntop(family, host))
 
@@ -237,14 +238,20 @@ def look_into(pid: int, fds: Iterable[int], accepting: Container[int]) -> dict[i
         os.close(pidfd)
 
 
-def _duplicate(pidfd: int, fd: int) -> int | None:
+@functools.cache
+def _libc() -> tuple[Any, Callable[[], int]]:
+    """The C library, and what gives its errno. To load it takes longer than to call it."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
+    return ctypes.CDLL(None, use_errno=True), ctypes.get_errno
+
+
+def _duplicate(pidfd: int, fd: int) -> int | None:
+    libc, get_errno = _libc()
     duplicate: int = libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
     if duplicate >= 0:
         return duplicate
-    number = ctypes.get_errno()
+    number = get_errno()
     if number == errno.EBADF:
         return None  # Closed meanwhile.
     raise _kernel.os_error(number)
