@@ -66,7 +66,7 @@ def crowd(kind: str, addresses: list[Address]) -> Iterator[Crowd]:
 
 
 class _Sockets:
-    def __init__(self, kind: str, make: Callable[[Address], socket.socket]) -> None:
+    def __init__(self, kind: str, make: Callable[..., Any]) -> None:
         self.held: list[Any] = []
         self._make = make
         self._enforcement = safesock.enforce() if kind == "under enforce()" else None

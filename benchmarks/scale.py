@@ -125,7 +125,7 @@ def traced(kind: str, sizes: Sequence[int]) -> dict[int, float]:
 
 
 def _seconds_until_over(others: Peers, ours: Crowd, count: int) -> float:
-    grace = ours("grace")
+    grace: float = ours("grace")
     assert others.close_all() == count
     closed = time.monotonic()
     while _any_in_close_wait(others.addresses):

@@ -22,7 +22,7 @@ _HEAD = (
     "CPU while idle",
     "out of CLOSE_WAIT",
     "`safesock.audit()`",
-    "`safesock audit --pid`",
+    "`safesock audit --pid PID`",
 )
 _COLOURS = {"socket.socket": "0.6", "asyncio": "0.8", "SafeSocket": "C0"} | {
     "under enforce()": "C1",
@@ -70,7 +70,7 @@ def growth(ones: Sequence[Measured]) -> list[str]:
     figures: dict[str, Callable[[Measured], float | None]] = {
         "out of CLOSE_WAIT": lambda one: one.late,
         "`safesock.audit()`": lambda one: one.audit,
-        "`safesock audit --pid`": lambda one: one.command,
+        "`safesock audit --pid PID`": lambda one: one.command,
     }
     found = []
     for name, figure in figures.items():

@@ -20,7 +20,7 @@ from process import Script, in_child
 import safesock
 from benchmarks import scale, scale_shown
 from benchmarks.crowd import KINDS, PLAIN
-from safesock import Policy, SafeSocket
+from safesock import Policy, SafeSocket, _watch
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "scale.md"
@@ -98,6 +98,11 @@ def connected(
         yield pairs
 
 
+def are_watched() -> bool:
+    watcher = _watch._watcher
+    return watcher is not None and not watcher._young
+
+
 def calls_of_the_watcher(peer: Peer, count: int) -> int:
     calls = Calls()
 
@@ -107,7 +112,7 @@ def calls_of_the_watcher(peer: Peer, count: int) -> int:
         return made
 
     with connected(peer, count, make) as pairs:
-        kernel.wait_until(lambda: not safesock._watch._watcher._young, "all are watched")  # type: ignore[attr-defined]
+        kernel.wait_until(are_watched, "all are watched")
         for _, end in pairs:
             end.fin()
         socks = [sock for sock, _ in pairs]
