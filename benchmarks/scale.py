@@ -79,14 +79,17 @@ def possible(sizes: Sequence[int]) -> tuple[list[int], dict[str, str]]:
         elif size * _BYTES > _available():
             reasons[str(size)] = f"it takes {size * _BYTES >> 20:,} MiB, and there are not as many"
     left = [size for size in sizes if str(size) not in reasons]
-    most = room // 1_000 * 1_000
+    most = room // 100 * 100
     if reasons and most > max(left, default=0) and most * _BYTES <= _available():
         left.append(most)
     return left, reasons
 
 
 def _available() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def _addresses(count: int) -> int:
@@ -112,13 +115,17 @@ def measured(kind: str, count: int, traced: float, idle: float = _IDLE) -> Measu
     return found
 
 
-def traced(kind: str, sizes: Sequence[int]) -> dict[int, float]:
-    """The bytes that Python has allocated for each, by how many there are."""
+def traced(kind: str, sizes: Sequence[int], left_out: dict[str, str]) -> dict[int, float]:
+    """The bytes that Python has allocated for each, by how many there are; as many as can be."""
     found, total, before = {}, 0.0, 1
     with peers(_addresses(max(sizes))) as others, crowd(kind, others.addresses) as ours:
         ours("trace")
         for size in sorted(sizes):
-            total += ours("connect", size) * (size - before)
+            try:
+                total += ours("connect", size) * (size - before)
+            except OSError as error:
+                left_out[str(size)] = str(error)
+                break
             before = size
             found[size] = total / (size - 1)
     return found
@@ -170,15 +177,16 @@ def run(sizes: Sequence[int], kinds: Sequence[str] = KINDS, idle: float = _IDLE)
     system = f"{platform.system()} {platform.release()}"
     results = Results(platform.python_version(), system, os.cpu_count() or 0, left_out=reasons)
     for kind in kinds:
-        memory = traced(kind, wanted)
-        for size in wanted:
+        for size, memory in traced(kind, wanted, results.left_out).items():
             try:
-                found = measured(kind, size, memory[size], idle)
+                found = measured(kind, size, memory, idle)
             except OSError as error:
                 results.left_out[str(size)] = str(error)
                 continue
             results.measured.append(found)
             print(scale_shown.line(found), file=sys.stderr, flush=True)
+    for number, why in results.left_out.items():
+        print(scale_shown.reason(number, why), file=sys.stderr, flush=True)
     return results
 
 
@@ -186,16 +194,16 @@ def rows(quick: bool) -> list[Row]:
     results = run((250, 500) if quick else (5_000, 50_000), ("socket.socket", "SafeSocket"))
     ones = [one for one in results.measured if one.kind == "SafeSocket"]
     plain = [one for one in results.measured if one.kind == "socket.socket"]
+    if not ones:
+        return []  # There is no room for any: the reasons have been told.
     most, count = ones[-1], f"{ones[-1].count:,}"
     assert most.idle is not None
     assert most.late is not None
-    note = "; ".join(f"{size}: {why}" for size, why in results.left_out.items())
-    slope = scale_shown.slope([(one.count, one.audit) for one in ones])
     return [
         Row(
             f"{count} idle: memory over socket.socket", most.traced - plain[-1].traced, 600, "bytes"
         ),
-        Row(f"{count} idle: CPU", most.idle * 100, 0.1, "%", note),
+        Row(f"{count} idle: CPU", most.idle * 100, 0.1, "%"),
         Row(f"{count} idle: safesock.audit()", most.audit, 2.0, "s"),
         Row(f"{count} idle: safesock audit --pid", most.command, 2.0, "s"),
         Row(
@@ -204,8 +212,14 @@ def rows(quick: bool) -> list[Row]:
             max(most.count / 10_000, 1.0),
             "s",
         ),
-        Row("an audit's time grows by the number to the power", slope, None, ""),
+        *_growth(ones),
     ]
+
+
+def _growth(ones: Sequence[Measured]) -> Iterator[Row]:
+    if len(ones) > 1:
+        power = scale_shown.slope([(one.count, one.audit) for one in ones])
+        yield Row("an audit's time grows by the number to the power", power, None, "")
 
 
 def _results_in(file: Path) -> Results:

@@ -92,8 +92,13 @@ def text(results: Results) -> str:
         if powers := growth(ones):
             lines += ["", f"Grows by the number to the power: {', '.join(powers)}."]
     for size, why in results.left_out.items():
-        lines += ["", f"{int(size):,} were not possible: {why}."]
+        lines += ["", reason(size, why)]
     return "\n".join(lines)
+
+
+def reason(size: str, why: str) -> str:
+    """Why there are no figures."""
+    return f"{int(size):,} were not possible: {why}."
 
 
 def with_table(page: str, results: Results) -> str:
