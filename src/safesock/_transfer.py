@@ -186,14 +186,28 @@ class TransferSocket(GovernedSocket):
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         # socket.sendfile goes on with send after this, and the error of the connection is used up.
         try:
-            sent: int = super()._sendfile_use_sendfile(file, offset, count)  # type: ignore[misc]
+            return self._send_file(file, offset, count)
         except _GiveUp as gave_up:
             if isinstance(gave_up.args[0], OSError):
                 self._failed(gave_up.args[0])
             if self._is_gone():
                 raise broken_pipe() from None
             raise
-        return sent
+
+    def _send_file(self, *args: Any) -> int:
+        """The standard library asks for the number of the descriptor once, and goes on with it."""
+        connection = self._connection
+        if connection is None:
+            sent: int = super()._sendfile_use_sendfile(*args)  # type: ignore[misc]
+            return sent
+        visit = connection.enter()
+        try:
+            if self._is_gone():
+                raise broken_pipe()
+            sent = super()._sendfile_use_sendfile(*args)  # type: ignore[misc]
+            return sent
+        finally:
+            connection.leave(self, visit)
 
     def _unsent(self, error: OSError, *data: Buffer) -> int | None:
         """After a write that failed: the bytes to report as sent, or None to raise *error*."""
