@@ -138,7 +138,11 @@ class Connection(Told):
         """Ends the connection and leaves the descriptor and what is unread to the owner; or leaves
         that to the watcher, where it cannot be done yet."""
         was_released = self.released
-        outcome = self._release(sock)
+        visit = self.enter()  # Another thread may close it meanwhile.
+        try:
+            outcome = self._release(sock)
+        finally:
+            self.leave(sock, visit)
         self._correct(outcome)
         if outcome is not None and not was_released:
             self.note_release()
