@@ -70,6 +70,9 @@ class Watcher:
         # What is written to the rope rings the bell, which wakes the thread.
         self._bell = self._rope = -1
         self._sockets: dict[int, _Entry] = {}
+        # Held where a number is put down or struck off: whoever closes a socket comes here first, so
+        # that it cannot be a stranger's yet.
+        self._changing = _background.new_rlock()
         # Those of them that are not in epoll yet; whether the bell has been rung for them.
         self._young: dict[int, _Entry] = {}
         self._rung = False
@@ -91,8 +94,11 @@ class Watcher:
     def add_soon(self, sock: Watched) -> None:
         """Many connections live for a moment only: they are spared two system calls, and the thread
         two awakenings, each in the middle of its owner's work."""
-        fd = sock.fileno()
-        self._sockets[fd] = self._young[fd] = _entry(sock, _PEER_CLOSES)
+        with self._changing:
+            fd = sock.fileno()
+            if fd < 0:
+                return  # Closed meanwhile.
+            self._sockets[fd] = self._young[fd] = _entry(sock, _PEER_CLOSES)
         if not self._rung:
             try:
                 self._rung = True
@@ -103,12 +109,17 @@ class Watcher:
 
     def add(self, sock: Watched, connecting: bool) -> None:
         """Watches *sock*; with *connecting* it is told as well when that is done."""
-        fd = sock.fileno()
-        self._young.pop(fd, None)
-        entry = _entry(sock, _PEER_CLOSES | (select.EPOLLOUT if connecting else 0))
-        self._sockets[fd] = entry
-        if not self._register(fd, entry.events):
-            self._sockets.pop(fd, None)
+        with self._changing:
+            fd = sock.fileno()
+            if fd < 0:
+                return  # Closed meanwhile.
+            self._young.pop(fd, None)
+            entry = _entry(sock, _PEER_CLOSES | (select.EPOLLOUT if connecting else 0))
+            self._sockets[fd] = entry
+            if not self._register(fd, entry.events):
+                self._sockets.pop(fd, None)
+            elif sock.fileno() != fd:
+                self._forget(fd)  # Closed while it was registered: the number is a stranger's.
 
     def _register(self, fd: int, events: int) -> bool:
         """False: closed meanwhile, or no watches left: as without epoll."""
@@ -123,8 +134,16 @@ class Watcher:
             return False
         return True
 
-    def remove(self, fd: int) -> None:
-        """Forgets what is watched by this descriptor."""
+    def remove(self, sock: Watched) -> None:
+        """Forgets it."""
+        with self._changing:
+            fd = sock.fileno()
+            entry = self._sockets.get(fd)
+            now = None if entry is None else entry()
+            if now is None or now is sock or now.fileno() != fd:
+                self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
         self._young.pop(fd, None)
         # Explicitly: close(2) would not end it while a duplicate descriptor exists.
         if self._sockets.pop(fd, None) is not None:
@@ -198,22 +217,22 @@ class Watcher:
         # No reference is held meanwhile: whoever drops the last one ends the connection.
         try:
             if self._is_watched(fd, ref) and _has(ref, fd):
-                if not self._register(fd, ref.events):
-                    self._sockets.pop(fd, None)
-                self._make_good(fd, ref)
+                self._make_good(fd, ref, self._register(fd, ref.events))
         except BaseException as error:
             _unraisable.report(error, _WATCHING)  # The others are still to be watched.
 
-    def _make_good(self, fd: int, ref: _Entry) -> None:
+    def _make_good(self, fd: int, ref: _Entry, is_registered: bool) -> None:
         """Where the socket was closed meanwhile: the number may be a stranger's, or that of one
         that has been watched since."""
-        now = self._sockets.get(fd)
-        if now is None:
-            self._unregister(fd)
-        elif now is not ref:
-            self._register(fd, now.events)
-        elif not _has(ref, fd):
-            self.remove(fd)
+        is_there = _has(ref, fd)
+        with self._changing:
+            now = self._sockets.get(fd)
+            if now is None:
+                self._unregister(fd)
+            elif now is not ref:
+                self._register(fd, now.events)
+            elif not is_there or not is_registered:
+                self._forget(fd)
 
     def _ask(self, fd: int, ref: _Entry | None, *, step_in: bool) -> None:
         # In a function of its own: while the thread waits, no local variable holds a socket.
@@ -279,7 +298,7 @@ def watch(sock: Watched, *, connecting: bool = False) -> None:
 def unwatch(sock: Watched) -> None:
     """To be called before the descriptor is closed or given away."""
     if _watcher is not None:
-        _watcher.remove(sock.fileno())
+        _watcher.remove(sock)
 
 
 def watched() -> dict[int, Watched]:
