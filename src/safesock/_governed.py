@@ -86,6 +86,8 @@ class GovernedSocket(socket.socket):
         except OSError as error:
             # The socket module's own timeout has no errno: the kernel goes on connecting.
             self._connect_failed(errno.EINPROGRESS if error.errno is None else error.errno)
+            if self._closed:  # By another thread: that is no reset by the peer.
+                raise _kernel.os_error(errno.EBADF) from None
             raise
         except BaseException:  # KeyboardInterrupt: the kernel goes on here too.
             self._connect_failed(errno.EINPROGRESS)
@@ -253,6 +255,8 @@ class GovernedSocket(socket.socket):
             self._end_connection()
         else:
             _watch.unwatch(self)
+            if self._connection is not None and not self._connection.is_elsewhere():
+                _kernel.shutdown(self, socket.SHUT_RDWR)  # close(2) does not wake connect(2).
             super()._real_close(*args)  # type: ignore[misc]
 
     def _end_connection(self, end: dict[str, Any] | None = None) -> None:
