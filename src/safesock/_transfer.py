@@ -205,9 +205,9 @@ class TransferSocket(GovernedSocket):
             if self._is_gone():
                 raise broken_pipe()
             sent = super()._sendfile_use_sendfile(*args)  # type: ignore[misc]
-            return sent
         finally:
             connection.leave(self, visit)
+        return sent
 
     def _unsent(self, error: OSError, *data: Buffer) -> int | None:
         """After a write that failed: the bytes to report as sent, or None to raise *error*."""

@@ -70,8 +70,8 @@ class Watcher:
         # What is written to the rope rings the bell, which wakes the thread.
         self._bell = self._rope = -1
         self._sockets: dict[int, _Entry] = {}
-        # Held where a number is put down or struck off: whoever closes a socket comes here first, so
-        # that it cannot be a stranger's yet.
+        # Held where a number is put down or struck off. Whoever closes a socket comes here first:
+        # until then its number is nobody else's.
         self._changing = _background.new_rlock()
         # Those of them that are not in epoll yet; whether the bell has been rung for them.
         self._young: dict[int, _Entry] = {}
