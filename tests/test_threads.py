@@ -1,0 +1,306 @@
+"""Many threads share sockets, use them and close them: no descriptor number is used once it may be
+somebody else's, nobody is stuck, and nothing is left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import tempfile
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import kernel
+import pytest
+import storm
+from canary import Canary
+from peer import TIMEOUT, Peer
+from storm import Shared
+from tls_peer import Certificates
+
+import safesock
+from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, _kernel, _watch
+from safesock.events import Event
+
+MODES = [
+    Graceful(),
+    Abort(),
+    pytest.param(Drain(0.2), marks=pytest.mark.campaign),
+    pytest.param(Linger(1), marks=pytest.mark.campaign),
+]
+
+
+@pytest.fixture
+def seed() -> int:
+    number = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {number}")
+    return number
+
+
+def in_thread(act: Callable[[], object]) -> tuple[threading.Thread, list[Any]]:
+    """What it gives, or raises, comes to the list."""
+    seen: list[Any] = []
+
+    def run() -> None:
+        try:
+            seen.append(act())
+        except BaseException as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, seen
+
+
+def join(thread: threading.Thread) -> None:
+    thread.join(3 * TIMEOUT)
+    assert not thread.is_alive(), "it is stuck"
+
+
+# The storm --------------------------------------------------------------------------------------
+
+
+def assert_each_is_told_once(seen: Counter[tuple[str, int | None]], detached: set[int]) -> None:
+    twice = {one for one, times in seen.items() if times > 1}
+    assert {one for one in twice if one[0] not in ("Retrying", "BudgetExhausted")} == set()
+    told = {kind: {n for name, n in seen if name == kind} for kind in ("Connected", "Closed")}
+    assert told["Connected"]
+    left = told["Connected"] - told["Closed"] - detached
+    assert not left, [sorted(kind for kind, n in seen if n == one) for one in left][:10]
+
+
+def blow(seed: int, certificates: Certificates | None, threads: int, acts: int) -> None:
+    before = kernel.descriptors()
+    marked, bare = storm.PlainServer(seed, True), storm.PlainServer(seed + 1, False)
+    places = [Shared(storm.safe(marked.address), is_tls=False, gives=None) for _ in range(6)]
+    places += [Shared(storm.safe(bare.address), is_tls=False, gives=b"\0") for _ in range(6)]
+    places += [Shared(storm.plain(marked.address), is_tls=False, gives=None) for _ in range(4)]
+    places += [Shared(storm.for_life(bare.address), is_tls=False, gives=b"\0") for _ in range(4)]
+    servers: list[Any] = [marked, bare]
+    if certificates is not None:
+        servers.append(storm.TlsServer(seed + 2, certificates.server()))
+        make = storm.tls(servers[-1].address, certificates.client())
+        places += [Shared(make, is_tls=True, gives=b"x") for _ in range(8)]
+    one = storm.Storm(seed, places, threads, acts)
+    seen: Counter[tuple[str, int | None]] = Counter()
+
+    def listen(event: Event) -> None:
+        seen[type(event).__name__, event.connection] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # References are dropped: that is it.
+        with (
+            Canary(1 if certificates is None else 2),
+            safesock.subscribe(listen),
+            safesock.enforce(Policy(on_loss="release", grace=0.01)),
+            storm.switching(1e-4),
+        ):
+            one.blow()
+        for server in servers:
+            server.close()
+        gc.collect()
+    assert one.faults + [fault for server in servers for fault in server.faults] == []
+    storm.nothing_is_left([server.address[1] for server in servers])
+    kernel.wait_until(lambda: kernel.left_open(before) == [], "all descriptors are closed")
+    kernel.wait_until(lambda: not [t for t in threading.enumerate() if "safesock" in t.name])
+    assert_each_is_told_once(seen, one.detached)
+    print(f"{sum(one.done.values())} acts, {dict(one.done)}")
+
+
+def test_storm_of_64_threads(seed: int) -> None:
+    blow(seed, None, 64, 2)
+
+
+@pytest.mark.campaign
+def test_long_storm_of_64_threads(seed: int, certificates: Certificates) -> None:
+    blow(seed, certificates, 64, 10)
+
+
+# A close while another thread waits in a call ----------------------------------------------------
+
+
+def fill(sock: SafeSocket) -> None:
+    """Until the peer's window is full."""
+    sock.setblocking(False)
+    try:
+        while True:
+            sock.send(bytes(100_000))
+    except BlockingIOError:
+        sock.settimeout(None)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("call", ["recv", "sendall", "sendfile"])
+def test_close_wakes_who_waits_and_nobody_uses_the_number(peer: Peer, mode: Any, call: str) -> None:
+    with (
+        tempfile.TemporaryFile() as file,
+        peer.connected(Policy(mode, watch=False), None) as (sock, _),
+        Canary(1),
+    ):
+        file.write(b"!")
+        file.truncate(50_000_000)
+        acts = {
+            "recv": lambda: sock.recv(1),
+            "sendall": lambda: sock.sendall(bytes(50_000_000)),
+            "sendfile": lambda: sock.sendfile(file),
+        }
+        thread, seen = in_thread(acts[call])
+        kernel.wait_until_blocked(thread)
+        sock.close()
+        join(thread)
+        assert seen == [b""] or isinstance(seen[0], OSError)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_close_wakes_who_connects(peer: Peer, timeout: float | None) -> None:
+    with peer.black_hole(), SafeSocket(socket.AF_INET, socket.SOCK_STREAM) as sock, Canary(1):
+        sock.settimeout(timeout)
+        thread, seen = in_thread(lambda: sock.connect(peer.address))
+        kernel.wait_until_blocked(thread)
+        sock.close()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+        assert seen[0].errno == 9
+
+
+def test_close_wakes_who_shakes_hands(peer: Peer, certificates: Certificates) -> None:
+    context = safesock.secure(certificates.client())
+    with peer.connected() as (sock, _), Canary(1):
+        tls = context.wrap_socket(sock, server_hostname="localhost", do_handshake_on_connect=False)
+        thread, seen = in_thread(tls.do_handshake)
+        kernel.wait_until_blocked(thread)
+        tls.close()
+        join(thread)
+        assert isinstance(seen[0], OSError)
+
+
+# Between the look at a number and its use --------------------------------------------------------
+
+
+class Stranger:
+    """A connection of somebody else that gets the number *fd*, which is free."""
+
+    def __init__(self, peer: Peer, fd: int) -> None:
+        with socket.create_connection(peer.address, TIMEOUT) as made:
+            self.end = peer.accept()
+            os.dup2(made.fileno(), fd)
+        self.sock = socket.socket(fileno=fd)
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+
+def test_sendfile_does_not_go_on_with_the_number_of_a_stranger(peer: Peer) -> None:
+    """The standard library asks for it once, and then sends portion after portion."""
+
+    class Slow:
+        """A file that somebody closes the socket under."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(file, name)
+
+        def fileno(self) -> int:
+            sock.close()
+            freed.append(sock.fileno() < 0)
+            if freed[0]:
+                strangers.append(Stranger(peer, number))
+            return file.fileno()
+
+    freed: list[bool] = []
+    strangers: list[Stranger] = []
+    with tempfile.TemporaryFile() as file, peer.connected() as (sock, _):
+        file.write(b"secret")
+        file.seek(0)
+        number = sock.fileno()
+        with pytest.raises(OSError, match=r"."):
+            sock.sendfile(Slow())  # type: ignore[arg-type]
+        assert sock.fileno() < 0
+    for stranger in strangers:
+        with stranger:
+            stranger.sock.shutdown(socket.SHUT_WR)
+            assert stranger.end.read_to_end()[0] == b""
+    assert freed == [False], "the number was free while it was in use"
+
+
+def test_release_by_abort_does_not_reset_a_stranger(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connect(2) has the number of the descriptor, and lets other threads run."""
+    connect = _kernel.load_connect()
+    assert connect is not None
+    strangers: list[Stranger] = []
+
+    calls: list[int] = []
+
+    def connect_late(fd: int) -> int:
+        calls.append(fd)
+        if len(calls) == 1:
+            sock.close()
+            if sock.fileno() < 0:
+                strangers.append(Stranger(peer, fd))
+        return connect(fd)
+
+    with peer.connected(Policy(Abort(), "release", watch=False)) as (sock, end):
+        monkeypatch.setattr(_kernel, "_connect", connect_late)
+        end.half_close()
+        assert sock.recv(1) == b""
+        assert sock.fileno() < 0
+    for stranger in strangers:
+        with stranger:
+            assert kernel.state_of(stranger.sock) == "ESTABLISHED"
+
+
+class Hesitant(SafeSocket):
+    """Lets others run when the watcher has asked for its number."""
+
+    __slots__ = ("before_use",)
+    before_use: Callable[[], object] | None
+
+    def fileno(self) -> int:
+        number = super().fileno()
+        act = getattr(self, "before_use", None)
+        if act is not None and sys._getframe(1).f_code.co_filename == _watch.__file__:
+            self.before_use = None
+            act()
+        return number
+
+
+@pytest.mark.parametrize("call", ["watch", "unwatch"])
+def test_watcher_does_not_strike_off_who_got_the_number_meanwhile(peer: Peer, call: str) -> None:
+    """Two threads close a socket, or one closes it while another one has connected it, and a third
+    one gets its number."""
+    news: list[SafeSocket] = []
+
+    def close_and_make() -> None:
+        sock.close()
+        news.append(safesock.create_connection(peer.address, TIMEOUT, policy=Policy(grace=0)))
+
+    def while_another_one_closes() -> None:
+        thread, seen = in_thread(close_and_make)
+        others.append(thread)
+        kernel.wait_until(lambda: seen or waits_for_a_lock(thread), "it is closed, or waits")
+
+    others: list[threading.Thread] = []
+    with Hesitant(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.connect(peer.address)
+        peer.accept()
+        number = sock.fileno()
+        sock.before_use = while_another_one_closes
+        getattr(_watch, call)(sock)
+        join(others[0])
+        with news[0] as other:
+            assert other.fileno() == number
+            peer.accept().half_close()
+            kernel.wait_until(lambda: other.loss is not None, "the watcher sees the FIN")
+
+
+def waits_for_a_lock(thread: threading.Thread) -> bool:
+    with open(f"/proc/self/task/{thread.native_id}/wchan", encoding="ascii") as place:
+        return place.read().startswith("futex")
