@@ -70,7 +70,9 @@ def subscribe(callback: Callable[[Event], object]) -> Subscription:
     which has a thread of its own. That call waits for it: it is to be short, and must not wait for
     other threads. What the watcher, a sweep or the garbage collector comes upon is told some 20 ms
     later by a thread for that, unless a call of the owner's comes first. In that thread signals are
-    blocked, and so they are in what it starts; a child that it forks ends by os._exit.
+    blocked, and so they are in what it starts. A child that it forks is to end by os._exit: as in
+    any thread but the main one, sys.exit there ends no more than the thread, with status 0 and no
+    exit handler, and threads that never end, such as the watcher's, keep the process.
 
     Only a `Connector` that is dialling holds its lock meanwhile, which is its thread's own: the
     callback may use, make and close sockets, this one too, subscribe, and remove. It is told of its
