@@ -220,7 +220,7 @@ def test_sendfile_does_not_go_on_with_the_number_of_a_stranger(peer: Peer) -> No
         file.seek(0)
         number = sock.fileno()
         with pytest.raises(OSError, match=r"."):
-            sock.sendfile(Slow())  # type: ignore[arg-type]
+            sock.sendfile(Slow())
         assert sock.fileno() < 0
     for stranger in strangers:
         with stranger:
