@@ -55,9 +55,11 @@ _PEER_CLOSES = select.EPOLLRDHUP | select.EPOLLET if HAS_EPOLL else 0
 class _Entry(weakref.ref["Watched"]):
     """One time that a socket is watched: one object may be so with one connection after another."""
 
-    __slots__ = ("events", "is_given_up")
+    __slots__ = ("events", "is_new", "is_given_up")
     # Those that epoll is asked for.
     events: int
+    # epoll has not been asked for this descriptor before it is the turn of the young.
+    is_new: bool
     # What was to be done has failed: it is left to a sweep.
     is_given_up: bool
 
@@ -98,7 +100,8 @@ class Watcher:
             fd = sock.fileno()
             if fd < 0:
                 return  # Closed meanwhile.
-            self._sockets[fd] = self._young[fd] = _entry(sock, _PEER_CLOSES)
+            entry = _entry(sock, _PEER_CLOSES, is_new=fd not in self._sockets)
+            self._sockets[fd] = self._young[fd] = entry
         if not self._rung:
             try:
                 self._rung = True
@@ -144,10 +147,12 @@ class Watcher:
                 self._forget(fd)
 
     def _forget(self, fd: int) -> None:
-        self._young.pop(fd, None)
+        young = self._young.pop(fd, None)
+        entry = self._sockets.pop(fd, None)
+        if entry is None or (entry is young and entry.is_new):
+            return  # epoll has never had it, and the thread has not taken it up.
         # Explicitly: close(2) would not end it while a duplicate descriptor exists.
-        if self._sockets.pop(fd, None) is not None:
-            self._unregister(fd)
+        self._unregister(fd)
 
     def _unregister(self, fd: int) -> None:
         if not self.is_intact():
@@ -167,8 +172,7 @@ class Watcher:
     def is_intact(self) -> bool:
         """Whether its descriptors are its own: os.closerange closes whatever there is."""
         try:
-            ends = (fstat(fd)[_INODE] for fd in (self._bell, self._rope))
-            return all(end == self._inode for end in ends)
+            return fstat(self._bell)[_INODE] == self._inode == fstat(self._rope)[_INODE]
         except OSError:
             return False
 
@@ -230,6 +234,7 @@ class Watcher:
             if now is None:
                 self._unregister(fd)
             elif now is not ref:
+                now.is_new = False
                 self._register(fd, now.events)
             elif not is_there or not is_registered:
                 self._forget(fd)
@@ -261,9 +266,9 @@ class Watcher:
             heapq.heapify(self._due)
 
 
-def _entry(sock: Watched, events: int) -> _Entry:
+def _entry(sock: Watched, events: int, *, is_new: bool = False) -> _Entry:
     made = _Entry(sock)
-    made.events, made.is_given_up = events, False
+    made.events, made.is_new, made.is_given_up = events, is_new, False
     return made
 
 
