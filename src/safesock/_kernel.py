@@ -292,7 +292,8 @@ def read_now(sock: Raw, buffer: bytearray) -> int | None:
     Raises OSError when the connection is over.
     """
     # A socket with a timeout waits in C before it calls recv: it is asked only when it need not.
-    if not ready(sock, 0):
+    waits = not _DONTWAIT or Raw.gettimeout(sock)
+    if waits and not ready(sock, 0):
         return None
     try:
         return Raw.recv_into(sock, buffer, 0, _DONTWAIT)
@@ -391,9 +392,11 @@ def tcp_info(sock: Raw) -> bytes:
 
 def _tcp_info_and_queue(sock: Raw) -> tuple[bytes, int | None]:
     """TCP_INFO and SIOCOUTQ of one moment, as far as can be: no acknowledgement or FIN between."""
+    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
     info = tcp_info(sock)
-    queued = None
-    for _ in range(_LOOKS if LINUX else 0):
+    if not info or (queued == 0 and info[0] not in _OUR_FIN_OPEN):
+        return info, queued  # All had been acknowledged, so nothing can have come between.
+    for _ in range(_LOOKS):
         queued = _queue(sock, "TIOCOUTQ")
         before, info = info, tcp_info(sock)
         if not info or (before[0], _bytes_acked(before)) == (info[0], _bytes_acked(info)):
