@@ -9,7 +9,6 @@ the close sequences may be run again.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import threading
 import weakref
@@ -24,7 +23,6 @@ from safesock._told import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
     from safesock._story import Story
@@ -40,6 +38,25 @@ class Visit:
     KeyboardInterrupt strikes, it ends."""
 
     __slots__ = ("__weakref__",)
+
+
+class Turn:
+    """Somebody's, within `with turn`, when others leave the lock to him within *patience* seconds;
+    it goes on after that without. Not a generator, which costs several times as much."""
+
+    __slots__ = ("_lock", "_patience", "_is_taken")
+
+    def __init__(self, lock: threading.RLock, patience: float) -> None:
+        self._lock = lock
+        self._patience = patience
+        self._is_taken = False
+
+    def __enter__(self) -> None:
+        self._is_taken = self._lock.acquire(timeout=self._patience)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_taken:
+            self._lock.release()
 
 
 class Connection(Told):
@@ -254,19 +271,13 @@ class Connection(Told):
                 self.note_close(report)
             self.tell()
 
-    @contextlib.contextmanager
-    def _in_turn(self) -> Iterator[None]:
+    def _in_turn(self) -> Turn:
         """After those who are at it; or beside them, when they take their time."""
-        mode = self.policy.close
-        patience = _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0)
-        turn = self._lock()
         # What the parent's threads were at when this process was forked off will never end here.
-        is_taken = not self.is_elsewhere() and turn.acquire(timeout=patience)
-        try:
-            yield
-        finally:
-            if is_taken:
-                turn.release()
+        if self.is_elsewhere():
+            return Turn(self._lock(), 0.0)
+        mode = self.policy.close
+        return Turn(self._lock(), _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0))
 
     def _lock(self) -> threading.RLock:
         """Made when it is first needed, as it takes more memory than all the rest; one for all, as

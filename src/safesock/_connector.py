@@ -230,7 +230,7 @@ class Connector:
                 self._end_last(abort=False)
             self._dialling = True
             try:
-                with self._recovery.wanted():
+                with self._recovery:
                     return self._retrying(self._attempt, into)
             except BaseException:
                 if into is None:
@@ -246,26 +246,33 @@ class Connector:
                 self._connect(sock)
 
     def _attempt(self, into: ReconnectingSocket | None) -> SafeSocket:
-        with self._recovery.attempt() as until:
-            if into is None:
-                self._end_last(abort=self._aborts)  # Now the port is needed.
-            else:
-                into._wait_for_calls(until)
-            sock = self._dialler.dial(until)
-            if into is None:
-                sock.settimeout(socket.getdefaulttimeout())
-                with self._dialler.working_on(sock, until):
-                    return self._introduce(sock, until)
-            try:
-                into._take_over(sock)
-                return self._introduce(into, until)
-            except BaseException:
-                if into._connection is not None:
-                    hurry(into, until)
-                    into._end_connection()
-                raise
-            finally:
-                into._open_to_all()
+        until = self._recovery.begins()
+        try:
+            return self._make(until) if into is None else self._make_into(into, until)
+        except BaseException as error:
+            self._recovery.failed(error)
+            raise
+
+    def _make(self, until: float) -> SafeSocket:
+        self._end_last(abort=self._aborts)  # Now the port is needed.
+        sock = self._dialler.dial(until)
+        sock.settimeout(socket.getdefaulttimeout())
+        with self._dialler.working_on(sock, until):
+            return self._introduce(sock, until)
+
+    def _make_into(self, into: ReconnectingSocket, until: float) -> SafeSocket:
+        into._wait_for_calls(until)
+        sock = self._dialler.dial(until)
+        try:
+            into._take_over(sock)
+            return self._introduce(into, until)
+        except BaseException:
+            if into._connection is not None:
+                hurry(into, until)
+                into._end_connection()
+            raise
+        finally:
+            into._open_to_all()
 
     def _introduce(self, sock: SafeSocket, until: float) -> SafeSocket:
         self._last = weakref.ref(sock)  # From here on, `close` ends it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 
@@ -14,7 +13,8 @@ from safesock._socket import SafeSocket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from types import TracebackType
     from typing import Any
 
     from safesock._destination import Destination
@@ -25,6 +25,43 @@ def end(sock: SafeSocket) -> None:
     """Closes it, also where files of it are open."""
     sock._io_refs = 0
     sock.close()
+
+
+class _Work:
+    """On a socket that is in the making."""
+
+    __slots__ = ("_dialler", "_sock", "_until")
+
+    def __init__(self, dialler: Dialler, sock: SafeSocket, until: float) -> None:
+        self._dialler = dialler
+        self._sock = sock
+        self._until = until
+
+    def __enter__(self) -> None:
+        self._dialler._under_way = self._sock
+        try:
+            self._dialler._refuse_if_closed()
+        except BaseException:
+            self._fail()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._dialler._under_way = None
+        else:
+            self._fail()
+
+    def _fail(self) -> None:
+        try:
+            hurry(self._sock, self._until)
+            end(self._sock)
+        finally:
+            self._dialler._under_way = None
 
 
 class Dialler:
@@ -56,19 +93,9 @@ class Dialler:
         self._refuse_if_closed()
         return resolve(self._to.address, until, self._answers)
 
-    @contextlib.contextmanager
-    def working_on(self, sock: SafeSocket, until: float) -> Iterator[None]:
+    def working_on(self, sock: SafeSocket, until: float) -> _Work:
         """While *sock* is in the making; it is closed when that fails."""
-        self._under_way = sock
-        try:
-            self._refuse_if_closed()
-            yield
-        except BaseException:
-            hurry(sock, until)
-            end(sock)
-            raise
-        finally:
-            self._under_way = None
+        return _Work(self, sock, until)
 
     def forget(self) -> None:
         """In a forked child: what is under way is the parent's."""

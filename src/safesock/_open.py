@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 import sys
@@ -19,7 +18,6 @@ from safesock._value import said
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
     from typing import Any, overload
 
     from safesock._tls import SafeSSLSocket
@@ -112,31 +110,31 @@ def _connect_at_last(sock: SafeSocket, sockaddr: Any, fixed: bool) -> None:
 def connect_from(sock: SafeSocket, local: tuple[Any, ...] | None, sockaddr: Any) -> None:
     """bind(2), where there is a *local* address, and connect(2). For a non-blocking socket the
     latter raises BlockingIOError."""
-    with naming_the_holder(sock, "bind", local, sockaddr):
+    call = "bind"
+    try:
         if local:
             sock.bind(local)
-    with naming_the_holder(sock, "connect", local, sockaddr):
+        call = "connect"
         _connect_at_last(sock, sockaddr, bool(local and local[1]))
-
-
-@contextlib.contextmanager
-def naming_the_holder(
-    sock: SafeSocket, call: str, local: tuple[Any, ...] | None, sockaddr: Any
-) -> Iterator[None]:
-    """Where *call* is refused because the local port is busy, says what holds it."""
-    try:
-        yield
     except OSError as error:
-        if not local or not local[1] or (call, error.errno) not in _BUSY:
-            if call == "bind" and local:
-                error.add_note(f"bind to {local[0] or '*'} port {local[1]}")
-            raise
-        # Only now: nobody else pays for it.
-        from safesock._holders import holders
+        name_the_holder(error, sock, call, local, sockaddr)
+        raise
 
-        found = holders(sock.family, local, sockaddr if call == "connect" else None)
-        if not found and error.errno == errno.EADDRNOTAVAIL:
-            raise  # It speaks of other things too, such as an IPv6 network that is not there.
+
+def name_the_holder(
+    error: OSError, sock: SafeSocket, call: str, local: tuple[Any, ...] | None, sockaddr: Any
+) -> None:
+    """Where *call* was refused because the local port is busy: raises what says what holds it."""
+    if not local or not local[1] or (call, error.errno) not in _BUSY:
+        if call == "bind" and local:
+            error.add_note(f"bind to {local[0] or '*'} port {local[1]}")
+        return
+    # Only now: nobody else pays for it.
+    from safesock._holders import holders
+
+    found = holders(sock.family, local, sockaddr if call == "connect" else None)
+    # Without any, EADDRNOTAVAIL speaks of other things, such as an IPv6 network that is not there.
+    if found or error.errno != errno.EADDRNOTAVAIL:
         raise LocalPortBusyError._of(error, call, local, sockaddr, found) from error
 
 

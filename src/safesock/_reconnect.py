@@ -7,7 +7,6 @@ by a `Budget`, as an outage may go on over many connections that do not last.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ssl
 import time
@@ -24,7 +23,7 @@ from safesock._value import Value, said
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, NoReturn, TypeAlias
 
     Wait: TypeAlias = Callable[[tenacity.RetryCallState], float]
@@ -159,21 +158,18 @@ class Recovery:
             "retry_error_callback": self._give_up,
         }
 
-    @contextlib.contextmanager
-    def wanted(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """While somebody waits for a connection. The one before has ended."""
         self._take_leave()
         self._carried = self._errors[-1] if self._errors else None
         self._resumed = False
         self._budget.resume(time.monotonic())
-        try:
-            yield
-        finally:
-            self._budget.suspend(time.monotonic())
 
-    @contextlib.contextmanager
-    def attempt(self) -> Iterator[float]:
-        """One attempt; gives the time, of time.monotonic, at which it is to be cut.
+    def __exit__(self, *_: object) -> None:
+        self._budget.suspend(time.monotonic())
+
+    def begins(self) -> float:
+        """An attempt does; gives the time, of time.monotonic, at which it is to be cut.
 
         Where an outage goes on, the first raises what the one before has come to, as that is to be
         waited for.
@@ -184,14 +180,13 @@ class Recovery:
         self.refuse_if_closed()
         self._budget.tries()
         now = time.monotonic()
-        try:
-            yield now + self._budget.left(now)
-        except Exception as error:
-            self._errors.append(error)
-            raise
-        except BaseException as error:  # It is told once, now, and not by a later ReconnectError.
-            self._errors.append(ConnectionError(f"interrupted by {type(error).__name__}"))
-            raise
+        return now + self._budget.left(now)
+
+    def failed(self, error: BaseException) -> None:
+        """The attempt has."""
+        if not isinstance(error, Exception):  # Told once, now, and not by a later ReconnectError.
+            error = ConnectionError(f"interrupted by {type(error).__name__}")
+        self._errors.append(error)
 
     def made(self, connection: Connection) -> None:
         """The attempt has led to this connection."""

@@ -9,7 +9,7 @@ from asyncio import base_events, staggered
 
 from safesock import _kernel
 from safesock._attempt import refuse_itself
-from safesock._open import connect_from, naming_the_holder
+from safesock._open import connect_from, name_the_holder
 from safesock._policy import Graceful, seconds_of
 from safesock._resolve import check_port, numeric
 from safesock._socket import SafeSocket
@@ -170,10 +170,13 @@ async def connect(
             connect_from(sock, local, sockaddr)
         except (BlockingIOError, InterruptedError):
             await writable(sock)
-            with naming_the_holder(sock, "connect", local, sockaddr):
+            try:
                 number = sock.getsockopt(*_kernel.ERROR)
                 if number:
                     raise OSError(number, f"Connect call failed {sockaddr}") from None
+            except OSError as error:
+                name_the_holder(error, sock, "connect", local, sockaddr)
+                raise
         refuse_itself(sock)
     except BaseException:
         give_up(sock)

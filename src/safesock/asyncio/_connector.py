@@ -174,27 +174,34 @@ class Connector:
         last = self._last_one()
         if last is not None and not self._aborts:
             last._end()
-        with self._recovery.wanted():
+        with self._recovery:
             return await retrying(self._attempt)
 
     async def _attempt(self) -> Streams:
-        with self._recovery.attempt() as until:
-            await self._end_last(until)
-            reader, writer = await dial(self._to, until, self._limit)
-            self._last = weakref.ref(writer.transport)  # From here on, `close` ends it.
-            sock = writer.transport._sock
-            try:
-                if self._on_connect is not None:
-                    await self._greet(self._on_connect(reader, writer), until)
-                    refuse_lost(sock)
-                self._recovery.refuse_if_closed()
-            except BaseException:
-                hurry(sock, until)
-                writer.transport._end()
-                raise
-            assert sock._connection is not None
-            self._recovery.made(sock._connection)
-            return reader, writer
+        until = self._recovery.begins()
+        try:
+            return await self._make(until)
+        except BaseException as error:
+            self._recovery.failed(error)
+            raise
+
+    async def _make(self, until: float) -> Streams:
+        await self._end_last(until)
+        reader, writer = await dial(self._to, until, self._limit)
+        self._last = weakref.ref(writer.transport)  # From here on, `close` ends it.
+        sock = writer.transport._sock
+        try:
+            if self._on_connect is not None:
+                await self._greet(self._on_connect(reader, writer), until)
+                refuse_lost(sock)
+            self._recovery.refuse_if_closed()
+        except BaseException:
+            hurry(sock, until)
+            writer.transport._end()
+            raise
+        assert sock._connection is not None
+        self._recovery.made(sock._connection)
+        return reader, writer
 
     async def _greet(self, answer: object, until: float) -> None:
         if inspect.isawaitable(answer):
