@@ -231,7 +231,7 @@ class Connector:
             self._dialling = True
             try:
                 with self._recovery:
-                    return self._retrying(self._attempt, into)
+                    return self._attempt_once_or_more(into)
             except BaseException:
                 if into is None:
                     self._end_last(abort=False)
@@ -244,6 +244,14 @@ class Connector:
         with self._lock:
             if sock._has_no_connection():  # Else another thread has done it.
                 self._connect(sock)
+
+    def _attempt_once_or_more(self, into: ReconnectingSocket | None) -> SafeSocket:
+        if not self._recovery.goes_on():
+            try:
+                return self._attempt(into)
+            except Exception as error:
+                self._recovery.leave_to_loop(error)
+        return self._retrying(self._attempt, into)
 
     def _attempt(self, into: ReconnectingSocket | None) -> SafeSocket:
         until = self._recovery.begins()

@@ -144,7 +144,9 @@ class Recovery:
         self._errors: list[BaseException] = []
         # What the outage that goes on had come to: the loop begins with it, and so with a wait.
         self._carried: BaseException | None = None
-        self._resumed = False
+        # That, or the failure of an attempt before the loop: its first attempt is to raise it.
+        self._failure: BaseException | None = None
+        self._since = 0.0
         self._connection: Connection | None = None
         self.closed = False
 
@@ -161,9 +163,9 @@ class Recovery:
     def __enter__(self) -> None:
         """While somebody waits for a connection. The one before has ended."""
         self._take_leave()
-        self._carried = self._errors[-1] if self._errors else None
-        self._resumed = False
-        self._budget.resume(time.monotonic())
+        self._carried = self._failure = self._errors[-1] if self._errors else None
+        self._since = time.monotonic()
+        self._budget.resume(self._since)
 
     def __exit__(self, *_: object) -> None:
         self._budget.suspend(time.monotonic())
@@ -174,13 +176,25 @@ class Recovery:
         Where an outage goes on, the first raises what the one before has come to, as that is to be
         waited for.
         """
-        if self._carried is not None and not self._resumed:
-            self._resumed = True
-            raise self._carried
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # Its traceback holds this frame: a reference cycle.
         self.refuse_if_closed()
         self._budget.tries()
         now = time.monotonic()
         return now + self._budget.left(now)
+
+    def goes_on(self) -> bool:
+        """Whether an outage does, so that there is a wait before the next attempt."""
+        return self._carried is not None
+
+    def leave_to_loop(self, error: Exception) -> None:
+        """A first attempt has failed. Most do not, and are spared tenacity's loop, which takes as
+        much time as all their system calls but connect(2); what is next is for the loop to say."""
+        self._failure = error
 
     def failed(self, error: BaseException) -> None:
         """The attempt has."""
@@ -237,8 +251,9 @@ class Recovery:
             retrying(self._to, self._budget.tried, _error_of(state), state.upcoming_sleep)
 
     def _number(self, state: tenacity.RetryCallState) -> None:
-        # tenacity counts from 1 in every call, and the outage may be older.
+        # tenacity counts from 1 in every call, and the outage may be older, as may the call.
         state.attempt_number = self._budget.tried
+        state.start_time = self._since
 
     def _seconds_to_wait(self, state: tenacity.RetryCallState) -> float:
         self._number(state)  # After TryAgain it is the first to be asked.
