@@ -108,7 +108,7 @@ def hurry(sock: SafeSocket, until: float) -> None:
 
 def refuse_itself(sock: SafeSocket) -> None:
     """After a simultaneous open (RFC 9293, 3.5): the SYN met itself, as nobody listens there."""
-    if _kernel.local_name(sock) == _kernel.peer_name(sock):
+    if sock._connection is not None and _kernel.local_name(sock) == sock._connection.peer:
         raise ConnectionRefusedError(errno.ECONNREFUSED, "connected to itself")
 
 

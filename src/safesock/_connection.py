@@ -386,7 +386,7 @@ class Connection(Told):
         return {
             "cause": cause,
             # Without the traceback, which would keep the owner's frames, and so the socket, alive.
-            "error": copy.copy(error),
+            "error": error and copy.copy(error),
             "local": self.loss.local if self.loss else _kernel.local_name(sock),
             "peer": self.peer,
             "connection": self.number,

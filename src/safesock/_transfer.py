@@ -32,7 +32,7 @@ _sendmsg: Any = getattr(Raw, "sendmsg", None)
 _GiveUp: type[Exception] = socket._GiveupOnSendfile  # type: ignore[attr-defined]
 
 # Reads that do not speak of the stream: an empty answer to them is not its end.
-_ASIDE = getattr(socket, "MSG_OOB", 0) | getattr(socket, "MSG_ERRQUEUE", 0)
+_ASIDE = int(getattr(socket, "MSG_OOB", 0) | getattr(socket, "MSG_ERRQUEUE", 0))
 
 
 class TransferSocket(GovernedSocket):
