@@ -403,6 +403,8 @@ class Connection(Told):
     def _with_forgiven(
         self, sent: int | None, unacknowledged: int | None
     ) -> tuple[int | None, int | None]:
+        if self.forgiven is None:
+            return sent, unacknowledged
         return _plus(sent, self.forgiven), _plus(unacknowledged, self.forgiven)
 
 

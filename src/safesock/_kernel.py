@@ -292,8 +292,7 @@ def read_now(sock: Raw, buffer: bytearray) -> int | None:
     Raises OSError when the connection is over.
     """
     # A socket with a timeout waits in C before it calls recv: it is asked only when it need not.
-    waits = not _DONTWAIT or Raw.gettimeout(sock)
-    if waits and not ready(sock, 0):
+    if (not _DONTWAIT or Raw.gettimeout(sock)) and not ready(sock, 0):
         return None
     try:
         return Raw.recv_into(sock, buffer, 0, _DONTWAIT)
