@@ -354,6 +354,19 @@ def test_the_loop_is_tenacity_s(refusing: tuple[str, int]) -> None:
     assert retry.numbers == wait.numbers == [1, 2]
 
 
+def test_the_loop_counts_the_time_of_the_first_attempt(peer: Peer) -> None:
+    wait = Strategy(0.0)
+    begun: list[float] = []
+
+    def fails(_: SafeSocket) -> None:
+        begun.append(time.monotonic())
+        raise ValueError
+
+    with connecting(peer.address, fails, attempts=2, wait=wait) as connector:
+        failure(connector)
+    assert [state.start_time < begun[0] for state in wait.states] == [True, True]
+
+
 @pytest.mark.parametrize("attempts", [1, 2, 5])
 def test_a_refusing_peer_gets_the_attempts_and_no_more(
     refusing: tuple[str, int], attempts: int

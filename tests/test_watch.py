@@ -854,6 +854,27 @@ def test_closing_while_a_duplicate_exists_ends_the_watch(peer: Peer) -> None:
 # A connect that is under way ---------------------------------------------------------------------
 
 
+def test_one_closed_at_once_while_a_duplicate_exists_is_left_to_nobody(peer: Peer) -> None:
+    with SafeSocket(policy=Policy(grace=NEVER)) as sock:
+        sock.setblocking(False)
+        assert sock.connect_ex(peer.address) == errno.EINPROGRESS
+        wait_until(lambda: kernel.state_of(sock) == "ESTABLISHED")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        fd = sock.fileno()
+        assert fd in in_epoll()
+        with sock.dup():
+            sock.close()
+            assert fd not in in_epoll()
+
+
+def in_epoll() -> set[int]:
+    """What the watcher's epoll has."""
+    watcher = _watch._watcher
+    assert watcher is not None
+    told = Path(f"/proc/self/fdinfo/{watcher._epoll.fileno()}").read_text(encoding="ascii")
+    return {int(line.split()[1]) for line in told.splitlines() if line.startswith("tfd:")}
+
+
 def test_nonblocking_connect_that_nobody_asks_about_is_watched(peer46: Peer) -> None:
     with SafeSocket(peer46.listener.family, policy=Policy(grace=0)) as sock:
         sock.setblocking(False)
