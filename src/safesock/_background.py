@@ -33,7 +33,6 @@ start_new_thread = _native("start_new_thread")
 get_ident: Callable[[], int] = _native("get_ident")
 get_native_id: Callable[[], int] = _native("get_native_id")
 new_lock = _native("allocate_lock")
-new_rlock = _native("RLock")
 
 
 def _is_main_interpreter() -> bool:

@@ -72,9 +72,6 @@ class Watcher:
         # What is written to the rope rings the bell, which wakes the thread.
         self._bell = self._rope = -1
         self._sockets: dict[int, _Entry] = {}
-        # Held where a number is put down or struck off. Whoever closes a socket comes here first:
-        # until then its number is nobody else's.
-        self._changing = _background.new_rlock()
         # Those of them that are not in epoll yet; whether the bell has been rung for them.
         self._young: dict[int, _Entry] = {}
         self._rung = False
@@ -96,12 +93,11 @@ class Watcher:
     def add_soon(self, sock: Watched) -> None:
         """Many connections live for a moment only: they are spared two system calls, and the thread
         two awakenings, each in the middle of its owner's work."""
-        with self._changing:
-            fd = sock.fileno()
-            if fd < 0:
-                return  # Closed meanwhile.
-            entry = _entry(sock, _PEER_CLOSES, is_new=fd not in self._sockets)
-            self._sockets[fd] = self._young[fd] = entry
+        fd = sock.fileno()
+        if fd < 0 or self._is_anothers(fd, sock):
+            return  # Closed meanwhile.
+        entry = _entry(sock, _PEER_CLOSES, is_new=fd not in self._sockets)
+        self._sockets[fd] = self._young[fd] = entry
         if not self._rung:
             try:
                 self._rung = True
@@ -112,17 +108,14 @@ class Watcher:
 
     def add(self, sock: Watched, connecting: bool) -> None:
         """Watches *sock*; with *connecting* it is told as well when that is done."""
-        with self._changing:
-            fd = sock.fileno()
-            if fd < 0:
-                return  # Closed meanwhile.
-            self._young.pop(fd, None)
-            entry = _entry(sock, _PEER_CLOSES | (select.EPOLLOUT if connecting else 0))
-            self._sockets[fd] = entry
-            if not self._register(fd, entry.events):
-                self._sockets.pop(fd, None)
-            elif sock.fileno() != fd:
-                self._forget(fd)  # Closed while it was registered: the number is a stranger's.
+        fd = sock.fileno()
+        if fd < 0 or self._is_anothers(fd, sock):
+            return  # Closed meanwhile.
+        self._young.pop(fd, None)
+        entry = _entry(sock, _PEER_CLOSES | (select.EPOLLOUT if connecting else 0))
+        self._sockets[fd] = entry
+        if not self._register(fd, entry.events):
+            self._sockets.pop(fd, None)
 
     def _register(self, fd: int, events: int) -> bool:
         """False: closed meanwhile, or no watches left: as without epoll."""
@@ -139,12 +132,16 @@ class Watcher:
 
     def remove(self, sock: Watched) -> None:
         """Forgets it."""
-        with self._changing:
-            fd = sock.fileno()
-            entry = self._sockets.get(fd)
-            now = None if entry is None else entry()
-            if now is None or now is sock or now.fileno() != fd:
-                self._forget(fd)
+        fd = sock.fileno()
+        if not self._is_anothers(fd, sock):
+            self._forget(fd)
+
+    def _is_anothers(self, fd: int, sock: Watched) -> bool:
+        """Whether *sock*, which had this number, was closed by another thread meanwhile, and the
+        number is somebody else's. No lock is held, which a KeyboardInterrupt could leave held."""
+        entry = self._sockets.get(fd)
+        now = None if entry is None else entry()
+        return now is not None and now is not sock and now.fileno() == fd
 
     def _forget(self, fd: int) -> None:
         young = self._young.pop(fd, None)
@@ -228,16 +225,14 @@ class Watcher:
     def _make_good(self, fd: int, ref: _Entry, is_registered: bool) -> None:
         """Where the socket was closed meanwhile: the number may be a stranger's, or that of one
         that has been watched since."""
-        is_there = _has(ref, fd)
-        with self._changing:
-            now = self._sockets.get(fd)
-            if now is None:
-                self._unregister(fd)
-            elif now is not ref:
-                now.is_new = False
-                self._register(fd, now.events)
-            elif not is_there or not is_registered:
-                self._forget(fd)
+        now = self._sockets.get(fd)
+        if now is None:
+            self._unregister(fd)
+        elif now is not ref:
+            now.is_new = False
+            self._register(fd, now.events)
+        elif not is_registered or not _has(ref, fd):
+            self._forget(fd)
 
     def _ask(self, fd: int, ref: _Entry | None, *, step_in: bool) -> None:
         # In a function of its own: while the thread waits, no local variable holds a socket.
