@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import signal
 import socket
 import ssl
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,16 @@ def pytest_collection_finish() -> None:
 
     gc.collect()
     gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        for name, value in getattr(report, "user_properties", ()) if report.when == "call" else ():
+            if name == "sequences":
+                counts[value[0]] += value[1]
+    for what, count in sorted(counts.items()):
+        terminalreporter.write_line(f"{count:,} sequences {what}")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ LAYERS = [
     "_errors",
     "_policy",
     "_loss",
+    "_life",
     "_logger",
     "events",
     "_kernel",

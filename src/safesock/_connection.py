@@ -14,9 +14,10 @@ import threading
 import weakref
 from time import monotonic
 
-from safesock import _closing, _forks, _kernel
+from safesock import _closing, _forks, _kernel, _life
 from safesock._closing import Outcome
 from safesock._kernel import Raw, TcpState
+from safesock._life import Answer, State
 from safesock._loss import Cause, CloseReport, Loss, cause_of
 from safesock._policy import Abort, CloseMode, Drain, Linger, Policy
 from safesock._told import Told
@@ -104,6 +105,16 @@ class Connection(Told):
         self.turn: threading.RLock | None = None
         self.close_is_due = False
 
+    @property
+    def state(self) -> State:
+        """Where it stands: see `_life`."""
+        return self._state(closed=self.close_is_due or self.report is not None)
+
+    def _state(self, *, closed: bool) -> State:
+        # Who only wants to know what was ended under its owner asks as if it were not closed.
+        cause = None if self.loss is None else self.loss.cause
+        return _life.state_of(cause, released=self.released, dying=self.is_dying, closed=closed)
+
     def established(self, sock: Raw, *, just_now: bool = False) -> None:
         """The connection was made: *just_now*, so that nothing can have been sent, or earlier."""
         if self.peer is None:
@@ -140,7 +151,7 @@ class Connection(Told):
         """Records the loss, once, and gives what it has recorded. *decrypted*: bytes that TLS holds
         for the owner."""
         with self._in_turn():
-            if self.loss is not None or self.report is not None or self.close_is_due:
+            if _life.loss_by(cause) not in _life.MOVES[self.state]:
                 return None
             end = self._end(sock, cause, error, decrypted)
             self._loses(end)
@@ -194,7 +205,7 @@ class Connection(Told):
         self.stepping_in = threading.get_ident()
         try:
             # Where it is about to be closed, whoever does that is to be the last one out.
-            return self.report is not None or self._step_in(sock, decrypted)
+            return self.state is State.CLOSED or self._step_in(sock, decrypted)
         finally:
             self.stepping_in = None
             turn.release()
@@ -209,8 +220,7 @@ class Connection(Told):
 
     def _end_or_wait(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
-        told = self.loss is not None and self.policy.on_loss != "release"
-        done = (told or self.released) and not self.is_dying
+        done = self.state not in _life.STEPS_IN[self.policy.on_loss]
         if done or sock.fileno() < 0 or state in _kernel.PEER_OPEN:
             return True
         error = end = outcome = None
@@ -218,7 +228,7 @@ class Connection(Told):
         if self.loss is None:
             error = _kernel.take_error(sock) if state is TcpState.CLOSE else None
             end = self._end(sock, (error and cause_of(error)) or Cause.FIN, error, decrypted)
-        if self.policy.on_loss != "keep":
+        if _life.NEXT[self.policy.on_loss] is not None:
             outcome = self._release(sock)
             if not self.released:
                 return False  # Nothing has been recorded: until then the owner may go on.
@@ -246,8 +256,7 @@ class Connection(Told):
     def was_ended_here(self, cause: Cause | None) -> bool:
         """Whether an error, which speaks of *cause*, comes of our own `release` after a FIN: the
         owner is to be told what a plain socket tells whose peer has closed."""
-        loss = self.loss
-        return bool(cause and self.released and loss and loss.cause is Cause.FIN)
+        return cause is not None and self._state(closed=False) in _life.ENDED_HERE
 
     def close(self, sock: Raw, decrypted: int = 0, end: dict[str, Any] | None = None) -> None:
         """By the policy, and close(2). In a forked child it is only close(2). *end*: what `lose`
@@ -354,14 +363,17 @@ class Connection(Told):
     def may_forgive(self) -> bool:
         """Whether a send after `release` is to seem to succeed, as the first one does when the peer
         has closed and nobody has answered yet."""
-        first = self.forgiven is None and not self.shut_by_owner
-        return first and self.policy.on_loss == "release" and self.was_ended_here(Cause.FIN)
+        return self.released and self._answer_to_send() is Answer.SUCCESS
 
     def refuses_send(self) -> bool:
         """Whether nothing more can be sent for certain, as `release` has ended the connection, and
         this is the first time that its owner tries."""
-        first = self.may_forgive() or self.policy.on_loss == "close"
-        return first and self.was_ended_here(Cause.FIN)
+        return self.released and self._answer_to_send() is not Answer.KERNEL
+
+    def _answer_to_send(self) -> Answer:
+        is_first = self.forgiven is None and not self.shut_by_owner
+        state = self._state(closed=False)
+        return _life.answer_to_send(state, self.policy.on_loss, is_first=is_first)
 
     def forgive(self, size: int) -> None:
         """The bytes of that send are counted as lost."""

@@ -10,10 +10,11 @@ import errno
 import socket
 import threading
 
-from safesock import _kernel, _watch
+from safesock import _kernel, _life, _watch
 from safesock._beside import apart
 from safesock._connection import Connection
 from safesock._kernel import Raw
+from safesock._life import Event
 from safesock._loss import Cause, CloseReport, Loss, cause_of
 from safesock._policy import CloseMode, Policy, mode_by_linger
 
@@ -271,9 +272,10 @@ class GovernedSocket(socket.socket):
         connection = self._connection
         assert connection is not None
         end = connection.lose(self, cause, error, self._decrypted())
-        if self._policy.on_loss == "close":
+        then = _life.NEXT[self._policy.on_loss]
+        if then is Event.CLOSE:
             self._end_connection(end)
-        elif self._policy.on_loss == "release":
+        elif then is Event.END:
             connection.release(self)
         connection.tell()
 
