@@ -1,0 +1,72 @@
+"""The same sequences over TLS, and one more act of the peer's: close_notify."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from typing import Any
+
+from sequences import FAR, Line
+from tls_peer import NAME, Certificates
+
+from safesock import secure
+
+TLS_FAR = (*FAR, "close_notify")
+_AGAIN = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_STEPS = 100
+
+
+class Contexts:
+    """One for our side as it is, one for it governed, one for the peer."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        self.plain, self.governed = certificates.client(), secure(certificates.client())
+        self.server = certificates.server()
+        self.server.num_tickets = 0  # They would be unread input.
+
+
+class TlsLine(Line):
+    def __init__(self, contexts: Contexts, *arguments: Any) -> None:
+        self._contexts = contexts
+        super().__init__(*arguments)
+
+    def _shake(self) -> None:
+        contexts, later = self._contexts, {"do_handshake_on_connect": False}
+        context = contexts.plain if self.policy is None else contexts.governed
+        self.sock = context.wrap_socket(self.sock, server_hostname=NAME, **later)
+        self.far = contexts.server.wrap_socket(self.far, server_side=True, **later)
+        left = {self.sock, self.far}
+        for _ in range(_STEPS):
+            for end in tuple(left):
+                with contextlib.suppress(*_AGAIN):
+                    end.do_handshake()
+                    left.discard(end)
+            if not left:
+                return
+        raise AssertionError("no handshake")
+
+    def _recv(self) -> object:
+        # After a shutdown it is cipher text, which is never the same.
+        return f"{len(self.sock.recv(64))} bytes"
+
+    def _far_do(self, name: str) -> None:
+        if name != "close_notify":
+            super()._far_do(name)
+            return
+        with contextlib.suppress(*_AGAIN):
+            self.far.unwrap()
+
+    def _far_recv(self) -> bytes:
+        try:
+            return super()._far_recv()
+        except _AGAIN:
+            raise
+        except ssl.SSLError:  # An alert, or what is no TLS: only the end of it counts.
+            while socket.socket.recv(self.far, 65536):
+                pass
+            return b""
+
+    def _far_end(self, told: str, state: str) -> str:
+        # Not all Pythons tell a RST from an end.
+        return "RESET" if state == "CLOSE" else told

@@ -1,0 +1,218 @@
+"""Every sequence of what both sides of a connection may do, up to a length, on the real kernel, by
+each close mode and each on_loss, beside the standard library's own socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import kernel
+import pytest
+import sequences
+import sequences_async
+from loops import LOOPS
+from sequences import ANSWERS, FAR, LOCAL, MODES, PEER, Case, Line, Result, Sequence
+from sequences_async import STREAM
+from sequences_tls import TLS_FAR, Contexts, TlsLine
+from tls_peer import Certificates
+
+from safesock import CloseMode, Policy
+
+if TYPE_CHECKING:
+    from safesock._policy import OnLoss
+
+Make: TypeAlias = Callable[[socket.socket, Policy | None, CloseMode], Line]
+Record = Callable[[str, object], None]
+ON_LOSS: tuple[OnLoss, ...] = ("close", "release", "keep")
+# Without those that take the longest.
+QUICK = tuple(act for act in LOCAL if act not in ("fork", "close in a thread")) + FAR
+ENDS = ("FIN", "RST", "half-close")
+every_policy = pytest.mark.parametrize(
+    ("mode", "on_loss"), [(mode, on_loss) for mode in MODES for on_loss in ON_LOSS]
+)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as one:
+        yield one
+
+
+class Run:
+    """Sequences by one policy. What a plain socket does is asked only once."""
+
+    def __init__(self, make: Make, listener: socket.socket, mode: str, policy: Policy) -> None:
+        self._make = make
+        self._listener = listener
+        self._mode = mode
+        self._policy = policy
+        self._plain: dict[Sequence, Result] = {}
+        self.reasons: set[str] = set()
+        self.count = 0
+
+    def all(self, found: Iterator[Sequence]) -> None:
+        before = kernel.descriptors()
+        for sequence in found:
+            self._one(sequence)
+        assert kernel.left_open(before) == []
+
+    def _one(self, sequence: Sequence) -> None:
+        without = tuple("" if act == "fork" else act for act in sequence)
+        plain = self._plain.get(without)
+        if plain is None:
+            plain = self._run(without, None)
+            self._plain[without] = plain
+        case = Case(
+            self._mode,
+            self._policy.on_loss,
+            sequence,
+            plain,
+            self._run(sequence, self._policy),
+        )
+        self.reasons |= sequences.compare(case)
+        self.count += 1
+
+    def _run(self, sequence: Sequence, policy: Policy | None) -> Result:
+        line = self._make(self._listener, policy, self._policy.close)
+        return sequences.run(line, sequence)
+
+
+def check(run: Run, found: Iterator[Sequence], what: str, record: Record) -> None:
+    run.all(found)
+    record("sequences", (what, run.count))
+
+
+@every_policy
+def test_two_acts(
+    mode: str, on_loss: OnLoss, listener: socket.socket, record_property: Record
+) -> None:
+    run = Run(Line, listener, mode, Policy(MODES[mode], on_loss=on_loss, watch=False))
+    check(run, sequences.sequences(2, QUICK), "of 2 acts, TCP", record_property)
+
+
+@every_policy
+@pytest.mark.campaign
+def test_three_acts(
+    mode: str, on_loss: OnLoss, listener: socket.socket, record_property: Record
+) -> None:
+    run = Run(Line, listener, mode, Policy(MODES[mode], on_loss=on_loss, watch=False))
+    check(run, sequences.sequences(3, LOCAL + FAR), "of 3 acts, TCP", record_property)
+
+
+@every_policy
+@pytest.mark.campaign
+@pytest.mark.parametrize("end", ENDS)
+def test_three_acts_after_the_end(
+    mode: str, on_loss: OnLoss, end: str, listener: socket.socket, record_property: Record
+) -> None:
+    """That its owner has been told of."""
+    run = Run(Line, listener, mode, Policy(MODES[mode], on_loss=on_loss, watch=False))
+    found = sequences.sequences(3, QUICK, (end, "recv"))
+    check(run, found, "of 3 acts after the peer's end, TCP", record_property)
+
+
+@every_policy
+@pytest.mark.campaign
+@pytest.mark.parametrize("end", ENDS)
+def test_two_acts_after_silence(
+    mode: str, on_loss: OnLoss, end: str, listener: socket.socket, record_property: Record
+) -> None:
+    """The watcher was the first to find it."""
+    policy = Policy(MODES[mode], on_loss=on_loss, grace=0)
+    run = Run(Line, listener, mode, policy)
+    acts = LOCAL + FAR
+    for start in ((end,), ("data", end)):
+        check(
+            run,
+            sequences.sequences(2, acts, start),
+            "of 2 acts after the peer's silent end, TCP",
+            record_property,
+        )
+        run.count = 0
+
+
+@every_policy
+@pytest.mark.campaign
+def test_two_acts_over_tls(
+    mode: str,
+    on_loss: OnLoss,
+    listener: socket.socket,
+    certificates: Certificates,
+    record_property: Record,
+) -> None:
+    contexts = Contexts(certificates)
+
+    def make(*arguments: object) -> Line:
+        return TlsLine(contexts, *arguments)
+
+    run = Run(make, listener, mode, Policy(MODES[mode], on_loss=on_loss, watch=False))
+    check(run, sequences.sequences(2, LOCAL + TLS_FAR), "of 2 acts, TLS", record_property)
+
+
+def test_every_difference_is_met(listener: socket.socket) -> None:
+    """A reason that nobody needs would hide a fault."""
+    reasons: set[str] = set()
+    for on_loss in ON_LOSS:
+        run = Run(Line, listener, "Graceful", Policy(on_loss=on_loss, watch=False))
+        for start in (
+            ("data",),
+            ("half-close", "recv"),
+            ("half-close", "recv", "send"),
+            ("half-close", "recv", "shutdown"),
+            ("data", "RST", "send"),
+        ):
+            run.all(sequences.sequences(1, ("send", "recv", "shutdown", "close"), start))
+        reasons |= run.reasons
+    assert reasons == {one.reason for one in (*ANSWERS, *PEER)}
+
+
+# On a loop ----------------------------------------------------------------------------------------
+
+
+def on_loop(loop: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    complaints: list[dict[str, Any]] = []
+    with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+        runner.get_loop().set_exception_handler(lambda _, what: complaints.append(what))
+        runner.run(main())
+    assert complaints == []
+
+
+async def stream_results(
+    found: list[Sequence], listener: socket.socket, policy: Policy | None, mode: CloseMode
+) -> dict[Sequence, Result]:
+    return {
+        sequence: await sequences_async.run(
+            await sequences_async.connect(listener, policy, mode), sequence
+        )
+        for sequence in found
+    }
+
+
+@every_policy
+@pytest.mark.campaign
+@pytest.mark.parametrize("loop", LOOPS)
+def test_two_acts_on_a_stream(
+    mode: str, on_loss: OnLoss, loop: str, listener: socket.socket, record_property: Record
+) -> None:
+    """Beside asyncio's own streams on its own loop: on both ours do what those do."""
+    policy = Policy(MODES[mode], on_loss=on_loss, watch=False)
+    found = list(sequences.sequences(2, STREAM + FAR))
+    plain: dict[Sequence, Result] = {}
+    governed: dict[Sequence, Result] = {}
+
+    async def ask_plain() -> None:
+        plain.update(await stream_results(found, listener, None, policy.close))
+
+    async def ask_governed() -> None:
+        governed.update(await stream_results(found, listener, policy, policy.close))
+
+    before = kernel.descriptors()
+    on_loop("asyncio", ask_plain)
+    on_loop(loop, ask_governed)
+    assert kernel.left_open(before) == []
+    for sequence in found:
+        case = Case(mode, on_loss, sequence, plain[sequence], governed[sequence])
+        sequences.compare(case)
+    record_property("sequences", (f"of 2 acts, streams on {loop}", len(found)))
