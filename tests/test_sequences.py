@@ -13,7 +13,19 @@ import pytest
 import sequences
 import sequences_async
 from loops import LOOPS
-from sequences import ANSWERS, FAR, LOCAL, MODES, PEER, Case, Line, Result, Sequence
+from sequences import (
+    ANSWERS,
+    BY_STREAMS,
+    FAR,
+    IN_SILENCE,
+    LOCAL,
+    MODES,
+    PEER,
+    Case,
+    Line,
+    Result,
+    Sequence,
+)
 from sequences_async import STREAM
 from sequences_tls import TLS_FAR, Contexts, TlsLine
 from tls_peer import Certificates
@@ -131,6 +143,8 @@ def test_two_acts_after_silence(
             record_property,
         )
         run.count = 0
+    if (on_loss, end) == ("release", "half-close"):
+        assert run.reasons >= {one.reason for one in IN_SILENCE}
 
 
 @every_policy
@@ -212,7 +226,9 @@ def test_two_acts_on_a_stream(
     on_loop("asyncio", ask_plain)
     on_loop(loop, ask_governed)
     assert kernel.left_open(before) == []
+    reasons: set[str] = set()
     for sequence in found:
         case = Case(mode, on_loss, sequence, plain[sequence], governed[sequence])
-        sequences.compare(case)
+        reasons |= sequences.compare(case)
+    assert on_loss != "close" or reasons >= {one.reason for one in BY_STREAMS}
     record_property("sequences", (f"of 2 acts, streams on {loop}", len(found)))
