@@ -44,11 +44,10 @@ class AsyncLine(Line):
     async def act_async(self, name: str) -> str:
         """As `act`."""
         if name not in LOCAL:
-            connection = self.connection
+            is_told = name != "data" and self.is_open and self.connection is not None
             self._far_act(name)
-            await _settle()
-            if name != "data" and connection is not None and self.is_open:
-                await _until(lambda: connection.loss is not None)
+            if is_told:  # By a thread, where the close may take a while.
+                await _until(lambda: self.reader._eof or self.reader._exception)
             await _settle()
             return ""
         try:
@@ -107,7 +106,7 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-async def _until(condition: Callable[[], bool]) -> None:
+async def _until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(TIMEOUT):
         while not condition():
             await asyncio.sleep(0.0005)
