@@ -3,6 +3,7 @@ socket, and on one of the standard library's beside it."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -260,6 +261,22 @@ class Line:
             gate.open()
             join(pid)
             gate.__exit__(None, None, None)
+
+
+class FullLine(Line):
+    """Our side has sent all that is accepted, and the peer reads when all is done."""
+
+    def _shake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.accepted += self.sock.send(bytes(65536))
+
+    def _waits_for_far(self, _: Callable[[], bool]) -> None:
+        pass  # What is sent now comes behind all that.
+
+    def peer_sees(self) -> str | None:
+        wait_until(lambda: self._read() and self.end, "the end")
+        return self.end
 
 
 def run(line: Line, sequence: Sequence) -> Result:

@@ -13,7 +13,7 @@ import pytest
 import sequences
 import sequences_async
 from loops import LOOPS
-from sequences import FAR, LOCAL, MODES, Line, Result, Sequence
+from sequences import FAR, LOCAL, MODES, FullLine, Line, Result, Sequence
 from sequences_async import STREAM
 from sequences_compared import ANSWERS, BY_STREAMS, IN_SILENCE, PEER, Case, compare
 from sequences_tls import TLS_FAR, Contexts, TlsLine
@@ -145,6 +145,21 @@ def test_two_acts_over_tls(
 
     run = Run(make, listener, mode, Policy(MODES[mode], on_loss=on_loss, watch=False))
     check(run, sequences.sequences(2, LOCAL + TLS_FAR), "of 2 acts, TLS", record_property)
+
+
+@pytest.mark.parametrize("on_loss", ON_LOSS)
+def test_all_that_was_accepted_arrives(
+    on_loss: OnLoss, listener: socket.socket, record_property: Record
+) -> None:
+    """Where the peer has not read it before our side closed, which had input that it had not."""
+    policy, count = Policy(on_loss=on_loss, watch=False), 0
+    for sequence in sequences.sequences(2, ("recv", "shutdown", "data", "half-close")):
+        for close in ("close", "drop"):
+            line = FullLine(listener, policy, policy.close)
+            found = sequences.run(line, (*sequence, close))
+            assert (len(found.received), found.end) == (found.accepted, "EOF"), sequence
+            count += 1
+    record_property("sequences", ("of 3 acts, with full buffers", count))
 
 
 def test_every_difference_is_met(listener: socket.socket) -> None:
