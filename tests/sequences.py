@@ -26,7 +26,7 @@ LOCAL = ("send", "recv", "shutdown", "close", "close in a thread", "drop", "fork
 FAR = ("data", "FIN", "RST", "half-close")
 CLOSES = {"close", "close in a thread", "drop"}
 PEER_OPEN = {"ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2"}
-_HELD = {"ESTABLISHED", "CLOSE_WAIT"}
+HELD = {"ESTABLISHED", "CLOSE_WAIT"}
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 Sequence = tuple[str, ...]
@@ -298,7 +298,7 @@ def result(line: Line, acts: list[str]) -> Result:
     if line.policy is not None:
         assert not line.is_open
         left = kernel.state(*line.ends)
-        assert left not in _HELD, f"{left} is left of it"
+        assert left not in HELD, f"{left} is left of it"
     return Result(tuple(acts), line.accepted, line.peer_sees(), line.received)
 
 

@@ -120,6 +120,8 @@ async def run(line: AsyncLine, sequence: Sequence) -> Result:
             acts = [await line.act_async(act) for act in sequence]
             if line.sock is not None:
                 acts.append(await line.act_async("close"))
+            if "drop" in sequence:  # Nobody can wait for that, and it may be done by a thread.
+                await _until(lambda: kernel.state(*line.ends) not in sequences.HELD)
             return sequences.result(line, acts)
         finally:
             line.finish()
