@@ -86,7 +86,7 @@ class Line:
     def __init__(self, listener: socket.socket, policy: Policy | None, mode: CloseMode) -> None:
         self.policy = policy
         self.sock: Any = self._connect(listener, policy, mode)
-        self.far: Any = listener.accept()[0]
+        self.far: Any = self._accept(listener)
         self.far.setblocking(False)
         self.ends = self.sock.getsockname(), listener.getsockname()
         self.accepted, self.received = 0, b""
@@ -102,6 +102,9 @@ class Line:
         sock = create_connection(address, TIMEOUT, policy=policy)
         sock.setblocking(False)
         return sock
+
+    def _accept(self, listener: socket.socket) -> Any:
+        return listener.accept()[0]
 
     def _shake(self) -> None:
         pass

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import select
 import socket
+import ssl
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +15,16 @@ import kernel
 import sequences
 from peer import TIMEOUT
 from sequences import CLOSES, LOCAL, SENT, Line, Result, Sequence
+from sequences_tls import Contexts, TlsLine
+from tls_peer import NAME
 
 import safesock.asyncio
 from safesock import CloseMode, Policy
 
 # A loop is for one thread, and a forked child has no use for it.
 STREAM = tuple(act for act in LOCAL if act not in ("close in a thread", "fork"))
+# With TLS there is no write_eof.
+TLS_STREAM = tuple(act for act in STREAM if act != "shutdown")
 _TURNS = 6  # Of the loop, until it has done all that it can.
 
 
@@ -72,8 +79,8 @@ class AsyncLine(Line):
                     self.writer.close()  # asyncio leaves it open for ever.
                 self.reader = self.writer = self.sock = None
         await _settle()
-        if name in CLOSES:
-            self._waits_for_far(lambda: kernel.state_of(self.far) not in sequences.PEER_OPEN)
+        if name in CLOSES and self.far.fileno() >= 0:
+            await _until(lambda: kernel.state_of(self.far) not in sequences.PEER_OPEN)
         return None
 
     async def _send_async(self) -> None:
@@ -99,6 +106,55 @@ class AsyncLine(Line):
             await asyncio.wait([task])
             return "would block"
         return task.result()
+
+
+class AsyncTlsLine(AsyncLine, TlsLine):
+    """Of a handshake that has been made."""
+
+    def __init__(self, far: ssl.SSLSocket, *arguments: Any) -> None:
+        self._far = far
+        super().__init__(*arguments)
+
+    def _accept(self, _: socket.socket) -> Any:
+        return self._far
+
+    def _shake(self) -> None:
+        pass
+
+
+async def connect_tls(
+    contexts: Contexts, listener: socket.socket, policy: Policy | None, mode: CloseMode
+) -> AsyncLine:
+    address, sock = listener.getsockname(), None
+    if policy is None:
+        sock = sequences.plain_connection(address, mode)
+        opening: Any = asyncio.open_connection(
+            sock=sock, ssl=contexts.plain, server_hostname=NAME, ssl_shutdown_timeout=0.01
+        )
+    else:
+        opening = safesock.asyncio.open_connection(
+            *address,
+            policy=policy,
+            ssl=contexts.plain,
+            server_hostname=NAME,
+            ssl_shutdown_timeout=0.01,
+        )
+    task = asyncio.ensure_future(opening)
+    await _until(lambda: select.select([listener], [], [], 0)[0])
+    far = contexts.server.wrap_socket(
+        listener.accept()[0], server_side=True, do_handshake_on_connect=False
+    )
+    far.setblocking(False)
+
+    def is_made() -> bool:
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            far.do_handshake()
+        return bool(task.done())
+
+    await _until(is_made)
+    streams = task.result()
+    made = sock or streams[1].transport._sock
+    return AsyncTlsLine(far, streams, made, contexts, listener, policy, mode)
 
 
 async def _settle() -> None:

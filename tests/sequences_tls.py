@@ -69,10 +69,12 @@ class TlsLine(Line):
             # By the kernel's word: not all Pythons tell a RST from an end.
             if not self.far.pending() and not socket.socket.recv(self.far, 1, socket.MSG_PEEK):
                 return b""
-            return super()._far_recv()
-        except _AGAIN:
-            raise
-        except ssl.SSLError:  # An alert, or what is no TLS: only the end of it counts.
-            while socket.socket.recv(self.far, 65536):
-                pass
-            return b""
+            if data := super()._far_recv():
+                return data
+        except ssl.SSLError as error:
+            if isinstance(error, _AGAIN):
+                raise
+        # After a close_notify, an alert, or what is no TLS: only TCP's end counts.
+        while socket.socket.recv(self.far, 65536):
+            pass
+        return b""

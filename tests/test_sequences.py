@@ -4,8 +4,9 @@ each close mode and each on_loss, beside the standard library's own socket."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import kernel
@@ -14,7 +15,7 @@ import sequences
 import sequences_async
 from loops import LOOPS
 from sequences import FAR, LOCAL, MODES, FullLine, Line, Result, Sequence
-from sequences_async import STREAM
+from sequences_async import STREAM, TLS_STREAM, AsyncLine
 from sequences_compared import ANSWERS, BY_STREAMS, IN_SILENCE, PEER, Case, compare
 from sequences_tls import TLS_FAR, Contexts, TlsLine
 from tls_peer import Certificates
@@ -190,15 +191,42 @@ def on_loop(loop: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     assert complaints == []
 
 
-async def stream_results(
-    found: list[Sequence], listener: socket.socket, policy: Policy | None, mode: CloseMode
-) -> dict[Sequence, Result]:
-    return {
-        sequence: await sequences_async.run(
-            await sequences_async.connect(listener, policy, mode), sequence
-        )
-        for sequence in found
-    }
+Connect: TypeAlias = Callable[[socket.socket, Policy | None, CloseMode], Awaitable[AsyncLine]]
+
+
+class Streams:
+    """Beside asyncio's own streams on its own loop: on both, ours do what those do."""
+
+    def __init__(self, connect: Connect, listener: socket.socket, policy: Policy) -> None:
+        self._connect = connect
+        self._listener = listener
+        self._policy = policy
+
+    def compare(self, mode: str, loop: str, found: list[Sequence]) -> set[str]:
+        """The reasons for all differences."""
+        on_loop(loop, lambda: asyncio.sleep(0))  # What a loop opens once for all.
+        before = kernel.descriptors()
+        plain = self._results("asyncio", found, None)
+        governed = self._results(loop, found, self._policy)
+        assert kernel.left_open(before) == []
+        reasons: set[str] = set()
+        for sequence in found:
+            both = plain[sequence], governed[sequence]
+            reasons |= compare(Case(mode, self._policy.on_loss, sequence, *both))
+        return reasons
+
+    def _results(
+        self, loop: str, found: list[Sequence], policy: Policy | None
+    ) -> dict[Sequence, Result]:
+        results: dict[Sequence, Result] = {}
+
+        async def run_all() -> None:
+            for sequence in found:
+                line = await self._connect(self._listener, policy, self._policy.close)
+                results[sequence] = await sequences_async.run(line, sequence)
+
+        on_loop(loop, run_all)
+        return results
 
 
 @every_policy
@@ -207,26 +235,26 @@ async def stream_results(
 def test_two_acts_on_a_stream(
     mode: str, on_loss: OnLoss, loop: str, listener: socket.socket, record_property: Record
 ) -> None:
-    """Beside asyncio's own streams on its own loop: on both ours do what those do."""
     policy = Policy(MODES[mode], on_loss=on_loss, watch=False)
     found = list(sequences.sequences(2, STREAM + FAR))
-    plain: dict[Sequence, Result] = {}
-    governed: dict[Sequence, Result] = {}
-
-    async def ask_plain() -> None:
-        plain.update(await stream_results(found, listener, None, policy.close))
-
-    async def ask_governed() -> None:
-        governed.update(await stream_results(found, listener, policy, policy.close))
-
-    on_loop(loop, lambda: asyncio.sleep(0))  # What a loop opens once for all.
-    before = kernel.descriptors()
-    on_loop("asyncio", ask_plain)
-    on_loop(loop, ask_governed)
-    assert kernel.left_open(before) == []
-    reasons: set[str] = set()
-    for sequence in found:
-        case = Case(mode, on_loss, sequence, plain[sequence], governed[sequence])
-        reasons |= compare(case)
+    reasons = Streams(sequences_async.connect, listener, policy).compare(mode, loop, found)
     assert on_loss != "close" or reasons >= {one.reason for one in BY_STREAMS}
     record_property("sequences", (f"of 2 acts, streams on {loop}", len(found)))
+
+
+@every_policy
+@pytest.mark.campaign
+@pytest.mark.parametrize("loop", LOOPS)
+def test_two_acts_on_a_stream_over_tls(
+    mode: str,
+    on_loss: OnLoss,
+    loop: str,
+    listener: socket.socket,
+    certificates: Certificates,
+    record_property: Record,
+) -> None:
+    policy = Policy(MODES[mode], on_loss=on_loss, watch=False)
+    found = list(sequences.sequences(2, TLS_STREAM + TLS_FAR))
+    connect = functools.partial(sequences_async.connect_tls, Contexts(certificates))
+    Streams(connect, listener, policy).compare(mode, loop, found)
+    record_property("sequences", (f"of 2 acts, TLS streams on {loop}", len(found)))
