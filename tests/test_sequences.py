@@ -242,7 +242,8 @@ def test_two_acts_on_a_stream(
     record_property("sequences", (f"of 2 acts, streams on {loop}", len(found)))
 
 
-@every_policy
+@pytest.mark.parametrize("mode", ["Graceful", "Linger"])
+@pytest.mark.parametrize("on_loss", ON_LOSS)
 @pytest.mark.campaign
 @pytest.mark.parametrize("loop", LOOPS)
 def test_two_acts_on_a_stream_over_tls(
