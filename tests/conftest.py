@@ -38,7 +38,9 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     counts: Counter[str] = Counter()
     for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
-        for name, value in getattr(report, "user_properties", ()) if report.when == "call" else ():
+        for name, value in (
+            getattr(report, "user_properties", ()) if getattr(report, "when", "") == "call" else ()
+        ):
             if name == "sequences":
                 counts[value[0]] += value[1]
     for what, count in sorted(counts.items()):
