@@ -10,6 +10,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import warnings
@@ -25,7 +26,16 @@ from kernel import wait_until
 from peer import EOF, RESET, TIMEOUT, Peer, PeerEnd
 from process import Script
 
-from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, create_connection
+from safesock import (
+    Abort,
+    Drain,
+    Graceful,
+    Linger,
+    Policy,
+    SafeSocket,
+    _closing,
+    create_connection,
+)
 from safesock._policy import CloseMode
 
 MODES = [Graceful(), Drain(0.2), Linger(1), Abort()]
@@ -347,6 +357,45 @@ def test_keyboard_interrupt_in_a_drain_leaves_nothing(peer: Peer) -> None:
     assert kernel.state(*ends) is None
     assert_reset_after_the_fin(end)
     sock.close()
+
+
+def test_a_close_that_is_interrupted_counts_no_fin_among_the_bytes(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock = connect(peer, Graceful())
+    end = peer.accept()
+    end.half_close()
+    wait_for_state(sock, "CLOSE_WAIT")
+    sock.sendall(b"four")
+    drop, interrupts = _closing._drop_unread, [KeyboardInterrupt]
+
+    def interrupted(raw: Any) -> int:
+        wait_for_state(sock, "CLOSE")  # Both have sent a FIN, which the state does not tell.
+        while interrupts:
+            raise interrupts.pop()
+        return drop(raw)
+
+    monkeypatch.setattr(_closing, "_drop_unread", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sock.close()
+    assert sock.close_report is not None
+    assert sock.close_report.sent == 4
+    assert end.read_to_end() == (b"four", EOF)
+
+
+def test_abort_after_a_fin_of_ours_does_not_claim_a_reset(peer: Peer) -> None:
+    """The connection was released by its policy, which is changed after that."""
+    with create_connection(
+        peer.address, TIMEOUT, policy=Policy(on_loss="release", watch=False)
+    ) as sock:
+        end = peer.accept()
+        end.fin()
+        assert sock.recv(1) == b""
+        wait_for_state(sock, "CLOSE")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        assert sock.close_report is not None
+        assert (sock.close_report.mode, sock.close_report.reset) == (Abort(), False)
 
 
 def test_keyboard_interrupt_while_a_drain_is_collected_leaves_nothing(

@@ -269,6 +269,7 @@ class Connection(Told):
                     report = self.finish(sock, self.policy.close, decrypted, end)
                     self.report = self.report or report
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
+            self.fin_sent &= _kernel.tcp_state(sock) not in _kernel.SENDS_FIN
             mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
             report = self.finish(sock, mode, decrypted)
             raise
@@ -340,11 +341,16 @@ class Connection(Told):
         end = end or self._end(sock, cause, error, decrypted)
         aborted = loss and self.released and isinstance(mode, Abort)
         if loss and aborted and _kernel.tcp_state(sock) is TcpState.CLOSE:
-            # It has been reset, and the kernel has forgotten what it had counted.
+            # It is over, and the kernel has forgotten what it had counted. It has been reset, unless
+            # it had a FIN of ours before that: then there was nothing left to reset.
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
-            return CloseReport(**end, mode=mode, reset=cause is Cause.FIN)
+            reset = cause is Cause.FIN and not self.fin_sent
+            return CloseReport(**end, mode=mode, reset=reset)
         self.note_end_of_close_wait(sock)
-        outcome = _closing.finish(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
+        fin_sent = self.fin_sent
+        if not isinstance(mode, Abort):  # For whoever does this again, where it is interrupted.
+            self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+        outcome = _closing.finish(sock, mode, syn=self.syn, fin_sent=fin_sent)
         if self.policy.on_loss == "close" or self.is_dying:
             self._correct(outcome)  # The loss and the close are one.
         counts = self._with_forgiven(outcome.sent, outcome.unacknowledged)
