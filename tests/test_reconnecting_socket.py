@@ -515,6 +515,17 @@ def test_its_owner_gives_a_connection_up_by_shutdown(peer: Peer) -> None:
         assert peer.accept().read(4) == b"next"
 
 
+def test_a_connection_that_is_given_up_ends_by_its_policy(peer: Peer) -> None:
+    """A FIN before the RST would make what was cut off look complete."""
+    with for_life(peer, Policy(Abort(), watch=False)) as (sock, end):
+        sock.send(DATA)
+        sock.shutdown(socket.SHUT_RDWR)
+        assert (sock.fileno(), sock.close_report.reset) == (-1, True)  # type: ignore[union-attr]
+        assert end.read_to_end() == (DATA, RESET)
+        assert sock.send(b"next") == 4
+        assert peer.accept().read(4) == b"next"
+
+
 def test_an_option_that_the_next_connection_does_not_take_is_passed_over(peer: Peer) -> None:
     """Such as one of IPv6 where the name's IPv4 address answers next."""
     with for_life(peer) as (sock, end):

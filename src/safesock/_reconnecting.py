@@ -19,6 +19,7 @@ import weakref
 from safesock import _watch
 from safesock._governed import broken_pipe
 from safesock._kernel import Raw
+from safesock._policy import Abort
 from safesock._socket import SafeSocket
 from safesock._transfer import TransferSocket
 
@@ -220,9 +221,15 @@ class ReconnectingSocket(SafeSocket):
     def shutdown(self, how: int, /) -> None:
         """shutdown(2). SHUT_RDWR is how its owner gives up a connection: the next call that reads
         or writes dials."""
-        super().shutdown(how)
-        if how == socket.SHUT_RDWR and self._governed() is not None:
+        gives_up = how == socket.SHUT_RDWR and self._governed() is not None
+        # A FIN before the RST would make a cut-off stream look complete.
+        if not (gives_up and isinstance(self._policy.close, Abort) and self._is_alive()):
+            super().shutdown(how)
+        if gives_up:
             self._end_connection()
+
+    def _is_alive(self) -> bool:
+        return self.fileno() >= 0 and self.loss is None
 
     def connect(self, address: Any, /) -> None:  # noqa: ARG002
         """Raises OSError (EISCONN): the next call that reads or writes connects by itself."""
