@@ -142,7 +142,9 @@ def test_the_sdist_has_all_that_the_tests_take(built: Built, tmp_path: Path) -> 
         archive.extractall(tmp_path, filter="data")
     (folder,) = tmp_path.iterdir()
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    theirs = files_of_the_checkout("src", "tests", "benchmarks", "docs", "examples", "release")
+    theirs = files_of_the_checkout(
+        "src", "tests", "benchmarks", "chaos", "docs", "examples", "release"
+    )
     files = {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml"}
     assert there == theirs | files | {".gitignore", "PKG-INFO"}
     quick = [f"tests/test_{name}.py" for name in ("examples", "layers", "pages", "release")]

@@ -1,0 +1,67 @@
+"""The command: see the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import secrets
+import signal
+import sys
+from pathlib import Path
+
+import chaos
+from chaos.run import Run
+from chaos.summary import as_json, as_text
+from chaos.worker import KINDS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
+    run = Run(str(seed), options.seconds, tuple(options.only or KINDS), options.at_least)
+    print(f"seed {seed}, {options.seconds:g} s", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run.go()
+    print(as_text(run), flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps(as_json(run), indent=2) + "\n", encoding="utf-8")
+    if run.broken:
+        print(f"\nNOT as promised: {run.broken[0]}", file=sys.stderr)
+        for more in run.broken[1:10]:
+            print(f"and: {more}", file=sys.stderr)
+        print(
+            f"\nOnce more: python -m chaos --seconds {options.seconds:g} --seed {seed}",
+            file=sys.stderr,
+        )
+        return 1
+    return 130 if run.interrupted else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos",
+        description=chaos.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=_seconds, default=60.0, help="how long (60)")
+    parser.add_argument("--seed", type=int, help="what decides on the faults (a random one)")
+    parser.add_argument(
+        "--at-least", type=int, default=0, metavar="N", help="go on until so many connections"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, for programs")
+    parser.add_argument(
+        "--only", action="append", choices=KINDS, help="this kind of client; may be given again"
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(text)
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

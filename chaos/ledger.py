@@ -1,0 +1,136 @@
+"""Byte-exact accounting: what clients say of their connections, held against what the peer says.
+
+A client tells, of each connection whose peer is the proxy, once it is closed:
+
+token, port: which one it was.
+least, most: the bytes that were accepted for sending: one number where safesock has counted
+    (`CloseReport.sent`), and the same on the wire with TLS.
+unacknowledged, unread, cause, mode, reset: of the `CloseReport`; None where there is none.
+got: the bytes that have been read off the connection; None where that is not known: with TLS, and
+    with streams, which read ahead.
+read_by_program: those that its program has read; None with TLS, where the wire has others.
+exact: all that was accepted must have arrived, where the peer has read to the end.
+lossy: it went over the cable that loses packets, so a RST may be lost, and others may end it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+# Of the peer's ends those at which it has read all that came.
+_READ_ALL = ("fin", "rst")
+
+
+class Ledger:
+    """Matches the two, whichever comes first, and keeps what does not fit in `broken`."""
+
+    def __init__(self) -> None:
+        self.broken: list[str] = []
+        self.checked = self.exact = self.nameless = 0
+        self.sent = self.received = 0
+        self.faults: Counter[str] = Counter()
+        self._clients: dict[tuple[int, int], Record] = {}
+        self._peers: dict[tuple[int, int], Record] = {}
+        # Of connections that ended before the peer had their names, by port.
+        self._unnamed: dict[int, deque[Record]] = {}
+
+    def client(self, record: Record) -> None:
+        key = record["token"], record["port"]
+        peer = self._peers.pop(key, None)
+        if peer is None:
+            self._clients[key] = record
+        else:
+            self._check(record, peer)
+
+    def peer(self, record: Record) -> None:
+        self.faults[record["fault"]] += 1
+        if record["token"] is None:
+            self._unnamed.setdefault(record["port"], deque()).append(record)
+            return
+        key = record["token"], record["port"]
+        client = self._clients.pop(key, None)
+        if client is None:
+            self._peers[key] = record
+        else:
+            self._check(client, record)
+
+    def finish(self) -> None:
+        """Nothing more comes. What clients have told and the peer has not must have ended before
+        the peer knew who it was. (The peer may know of more: of attempts that failed.)"""
+        for client in self._clients.values():
+            self.nameless += 1
+            acknowledged = client["least"] - (client["unacknowledged"] or 0)
+            unnamed = self._unnamed.get(client["port"])
+            if unnamed:
+                peer = unnamed.popleft()
+                if peer["end"] in _READ_ALL and acknowledged > peer["received"]:
+                    self._breaks("acknowledged and not received", client, peer)
+            elif acknowledged > 0 and client["unacknowledged"] is not None:
+                self._breaks("acknowledged, and the peer knows of no such connection", client, {})
+        self._clients.clear()
+
+    def _check(self, client: Record, peer: Record) -> None:
+        self.checked += 1
+        self.exact += is_exact(client, peer)
+        if client["least"] == client["most"]:
+            self.sent += client["most"]
+            self.received += peer["received"]
+        for what in faults_of(client, peer):
+            self._breaks(what, client, peer)
+
+    def _breaks(self, what: str, client: Record, peer: Record) -> None:
+        self.broken.append(f"{what}: the client {client}, the peer {peer}")
+
+
+def is_exact(client: Record, peer: Record) -> bool:
+    """Whether the contract promises that all has arrived."""
+    counted = client["least"] == client["most"]
+    return bool(client["exact"] and counted and peer["end"] == "fin")
+
+
+def faults_of(client: Record, peer: Record) -> Iterator[str]:
+    """What is not as the contract promises."""
+    yield from _of_what_was_sent(client, peer)
+    if client["cause"] is not None:
+        yield from _of_the_end(client, peer)
+    if client["read_by_program"] is not None:
+        yield from _of_what_was_read(client, peer)
+
+
+def _of_what_was_sent(client: Record, peer: Record) -> Iterator[str]:
+    if peer["received"] > client["most"]:
+        yield "the peer has received more than was accepted"
+    if is_exact(client, peer) and peer["received"] != client["most"]:
+        yield "the peer has not received what was accepted, and a clean close promises that"
+    known = client["unacknowledged"]
+    if known is not None:
+        if not 0 <= known <= client["least"]:
+            yield "not so many can be unacknowledged"
+        if peer["end"] in _READ_ALL and client["least"] - known > peer["received"]:
+            yield "the peer has not received what was acknowledged"
+
+
+def _of_the_end(client: Record, peer: Record) -> Iterator[str]:
+    if client["lossy"] or peer["end"] in ("own", "none"):
+        return
+    if client["reset"] and client["mode"] == "Abort" and peer["end"] != "rst":
+        yield "an abortive close that the peer does not see as RST"
+    if client["cause"] == "RST" and not peer["reset"]:
+        yield "lost by a RST that nobody has sent"
+    if client["cause"] == "FIN" and not peer["fin"]:
+        yield "lost by a FIN that nobody has sent"
+    unexplained = peer["end"] == "rst" and not client["reset"] and client["got"] is not None
+    # Graceful answers what comes after the close with RST (RFC 1122).
+    if unexplained and peer["written"] <= client["got"] + (client["unread"] or 0):
+        yield "a RST where a FIN was promised"
+
+
+def _of_what_was_read(client: Record, peer: Record) -> Iterator[str]:
+    if client["read_by_program"] > peer["written"]:
+        yield "more was read than the peer has sent"
+    if None not in (client["got"], client["unread"]) and client["cause"] == "FIN":
+        if client["got"] + client["unread"] != peer["written"]:
+            yield "what came before the FIN is neither read nor counted as unread"
