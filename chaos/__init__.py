@@ -8,18 +8,22 @@ a server that is killed by SIGKILL and started again, or over a cable that is pu
 packets (nftables). Meanwhile signals arrive in their system calls, and their handler raises now and
 then; descriptors run out (EMFILE), memory for buffers does (ENOBUFS), and the clock jumps.
 
-After each round of connections every client has, as it had before: no connection in CLOSE_WAIT, the
-same descriptors, threads and tasks; at the end, the same memory. Every byte is accounted for: no two
-connections carry the same, and what a client and the proxy have counted must be what the contract
-promises (`chaos.ledger` has the rules). The first thing that is not as promised ends the run, with
-status 1 and how to repeat it. The seed decides on sizes, faults and positions; not on how the
+After each round of connections every client has, as it had before: no connection in CLOSE_WAIT,
+the same descriptors, threads and tasks; at the end, the same memory. Every byte is accounted for:
+no two connections carry the same, and what a client and the proxy have counted must be what the
+contract promises (`chaos.ledger` has the rules). The first thing that is not as promised ends the
+run, with status 1 and how to repeat it. The seed decides on sizes, faults and positions; not on how the
 kernel interleaves the processes, so a fault that hangs on that may take several runs.
 
 Links and packets are lost in network namespaces of the run's own, which takes root, ip(8) and
-nft(8); without, it runs on loopback, and says what was left out. What is simulated: the clock's jumps
-are those of `time.time` in the clients, as the system's own clock is everybody's. ENOBUFS is the
-kernel's own, for lack of option memory (`net.core.optmem_max`), which is all that it tells a TCP
-socket by that error: where a send buffer finds no room, it blocks instead.
+nft(8); without, it runs on loopback, and says what was left out. What is simulated: the clock's
+jumps are those of `time.time` in the clients, as the system's own clock is everybody's. ENOBUFS is
+the kernel's own, for lack of option memory (`net.core.optmem_max`), and the one that a TCP socket
+can be brought to without taking memory from the whole system: where a send buffer has no room, it
+blocks instead.
+
+Memory is flat where it has grown, from the end of the warm-up, by no more than what
+`chaos.worker` allows: 5,000 blocks and 8 MB, and 0.2 blocks and 20 bytes for each connection.
 
 It takes the extras that the tests take: `pip install -e '.[test]'`.
 """

@@ -77,7 +77,9 @@ class Arena:
         self._seed, self._stack, self._network = seed, stack, network
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
         _write_certificates(self._folder)
-        self._proxy_listener = self._listener(network and network.client, "127.0.0.1")
+        self._proxy_listener = self._listener(
+            None if network is None else network.client, "127.0.0.1"
+        )
         self._cable_listener: socket.socket | None = None
         if network is not None:
             self._cable_listener = self._listener(network.service, netns.SERVICE)

@@ -13,9 +13,9 @@ import tenacity
 
 import safesock.asyncio
 from chaos import stream
-from chaos.places import Address, Places, draw_policy
-from chaos.tally import Account, Broken, Tally
-from safesock import Policy, Reconnect
+from chaos.places import Places, draw_policy
+from chaos.tally import Account, BrokenPromiseError, Tally
+from safesock import Reconnect
 
 _SECONDS = 0.5
 _AT_ONCE = 8
@@ -61,7 +61,7 @@ class Asynchronous:
         await asyncio.sleep(0)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         if tasks or complaints:
-            raise Broken(f"left over: tasks {tasks}, complaints {complaints}")
+            raise BrokenPromiseError(f"left over: tasks {tasks}, complaints {complaints}")
 
     async def _exchange(self) -> None:
         kinds = (self._streams, self._streams, self._with_tls, self._in_turns, self._cancelled)
@@ -184,10 +184,10 @@ class Asynchronous:
             except asyncio.CancelledError:
                 cancelled = True
             except TimeoutError:
-                raise Broken(f"does not end: {writer.transport!r}") from None
+                raise BrokenPromiseError(f"does not end: {writer.transport!r}") from None
         report = writer.close_report
         if report is None:
-            raise Broken(f"closed, and no report: {writer.transport!r}")
+            raise BrokenPromiseError(f"closed, and no report: {writer.transport!r}")
         # What the reader has ahead of its owner has been read, for the connection.
         self._tally.ended(
             account,

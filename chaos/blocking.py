@@ -8,6 +8,7 @@ import random
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import kernel
 import tenacity
@@ -16,8 +17,8 @@ import safesock
 from chaos import stream
 from chaos.places import Address, Places, draw_policy
 from chaos.talking import read, say, talk
-from chaos.tally import Account, Broken, Tally
-from chaos.weather import Struck
+from chaos.tally import Account, BrokenPromiseError, Tally
+from chaos.weather import StruckError
 from safesock import Connector, Policy, Reconnect, ReconnectError, SafeSocket
 
 _SECONDS = 0.5
@@ -61,7 +62,7 @@ class Blocking:
                 "the watcher has ended what was left idle",
             )
         except AssertionError as error:
-            raise Broken(f"{error}: {[repr(one) for one in self._idle]}") from None
+            raise BrokenPromiseError(f"{error}: {[repr(one) for one in self._idle]}") from None
         for sock, account, port, peer in self._idle:
             self._end(sock, account, port, peer)
         self._idle.clear()
@@ -107,8 +108,7 @@ class Blocking:
                 plain.close()
                 self._tally.counts["handshakes that failed"] += 1
                 raise
-            assert isinstance(tls, SafeSocket)
-            self._talk_and_end(tls, account, peer, port)
+            self._talk_and_end(cast(SafeSocket, tls), account, peer, port)
 
     def _talk_and_end(
         self, sock: SafeSocket, account: Account, peer: str, port: int | None = None
@@ -116,7 +116,7 @@ class Blocking:
         try:
             port = port or sock.getsockname()[1]
             talk(sock, account, self._rng, self._tally.counts)
-        except Struck:
+        except StruckError:
             account.struck = True
             raise
         finally:
@@ -235,9 +235,9 @@ class Blocking:
             self._tally.meets(error)
             connector.confirm()
             return
-        except (OSError, Struck) as error:
+        except (OSError, StruckError) as error:
             self._tally.meets(error)
-            if isinstance(error, Struck) and greeted:
+            if isinstance(error, StruckError) and greeted:
                 greeted[0][0].struck = True
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -248,7 +248,9 @@ class Blocking:
         if report is None or report.local[1] != port:
             if account.struck:
                 return
-            raise Broken(f"a socket for life: not the end of its connection: {report}, {port}")
+            raise BrokenPromiseError(
+                f"a socket for life: not the end of its connection: {report}, {port}"
+            )
         self._tally.ended(account, port, sock.loss, report, sock.policy, peer=peer)
         connector.confirm()
 
@@ -260,13 +262,13 @@ class Blocking:
             try:
                 sock.close()
                 break
-            except Struck:
+            except StruckError:
                 account.struck = True
         if sock.fileno() != -1:
-            raise Broken(f"still open after close: {sock!r}")
+            raise BrokenPromiseError(f"still open after close: {sock!r}")
         report = sock.close_report
         if report is None and not account.struck:
-            raise Broken(f"closed, and no report: {sock!r}")
+            raise BrokenPromiseError(f"closed, and no report: {sock!r}")
         if port is None:
             if report is None:
                 return
@@ -278,7 +280,7 @@ class Blocking:
         """What is to be expected is counted."""
         try:
             yield
-        except (OSError, Struck) as error:
+        except (OSError, StruckError) as error:
             self._tally.meets(error)
 
 

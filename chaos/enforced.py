@@ -11,13 +11,12 @@ import kernel
 import safesock
 from chaos import stream
 from chaos.places import Places
-from chaos.tally import Account, Broken, Tally
-from chaos.weather import Struck
+from chaos.tally import Account, BrokenPromiseError, Tally
+from chaos.weather import StruckError
 from safesock import Graceful, Policy
 
 _SECONDS = 0.5
 _POOL = 12
-
 
 
 class _Client(http.client.HTTPConnection):
@@ -59,8 +58,8 @@ class Enforced:
             return
         try:
             self._request(client)
-        except (OSError, http.client.HTTPException, Struck) as error:
-            client.account.struck |= isinstance(error, Struck)
+        except (OSError, http.client.HTTPException, StruckError) as error:
+            client.account.struck |= isinstance(error, StruckError)
             self._meets(error)
             self._end(client)
             return
@@ -81,7 +80,9 @@ class Enforced:
                 return  # The rest is left unread.
             body = answer.read()
         if body != stream.down(token + number)[: len(body)] or len(body) != size:
-            raise Broken(f"connection {token:016x}: request {number} has another's answer")
+            raise BrokenPromiseError(
+                f"connection {token:016x}: request {number} has another's answer"
+            )
 
     def _meets(self, error: BaseException) -> None:
         if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
@@ -91,7 +92,7 @@ class Enforced:
 
     def _end(self, client: _Client) -> None:
         for _ in range(100):
-            with contextlib.suppress(Struck):
+            with contextlib.suppress(StruckError):
                 client.close()
                 break
         if client.local_port:
@@ -118,7 +119,9 @@ class Enforced:
                 "the watcher has ended what was left idle",
             )
         except AssertionError as error:
-            raise Broken(f"{error}: {[repr(client.sock) for client in self._pool]}") from None
+            raise BrokenPromiseError(
+                f"{error}: {[repr(client.sock) for client in self._pool]}"
+            ) from None
         for client in self._pool:
             self._end(client)
         self._pool.clear()

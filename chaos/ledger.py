@@ -131,6 +131,6 @@ def _of_the_end(client: Record, peer: Record) -> Iterator[str]:
 def _of_what_was_read(client: Record, peer: Record) -> Iterator[str]:
     if client["read_by_program"] > peer["written"]:
         yield "more was read than the peer has sent"
-    if None not in (client["got"], client["unread"]) and client["cause"] == "FIN":
-        if client["got"] + client["unread"] != peer["written"]:
-            yield "what came before the FIN is neither read nor counted as unread"
+    known = None not in (client["got"], client["unread"]) and client["cause"] == "FIN"
+    if known and client["got"] + client["unread"] != peer["written"]:
+        yield "what came before the FIN is neither read nor counted as unread"

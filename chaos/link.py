@@ -285,7 +285,9 @@ class Link:
             self._finish(reset=True)
 
     def _finish(self, *, reset: bool = False) -> None:
-        unread = int.from_bytes(fcntl.ioctl(self._client, termios.FIONREAD, bytes(4)), sys.byteorder)
+        unread = int.from_bytes(
+            fcntl.ioctl(self._client, termios.FIONREAD, bytes(4)), sys.byteorder
+        )
         self._drop_server()
         self._ask(self._client, 0, self._client_is_ready)
         if reset:

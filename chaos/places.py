@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safesock import Abort, CloseReport, Drain, Graceful, KeepAlive, Linger, Policy
+from safesock import Abort, Drain, Graceful, KeepAlive, Linger, Policy
 
 Address = tuple[str, int]
 
@@ -63,5 +63,3 @@ def draw_policy(rng: random.Random, on_loss: Any = None) -> Policy:
         nodelay=rng.choice((None, True)),
         watch=rng.random() < 0.9,
     )
-
-

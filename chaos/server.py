@@ -17,7 +17,7 @@ _PATIENCE = 30.0
 _HANDSHAKE = 0x16
 
 
-class Crossed(Exception):
+class CrossedError(Exception):
     """Bytes that are not those of this connection."""
 
 
@@ -26,7 +26,7 @@ def serve(sock: socket.socket, context: ssl.SSLContext) -> None:
         with sock:
             sock.settimeout(_PATIENCE)
             _serve(sock, context)
-    except Crossed as error:
+    except CrossedError as error:
         tell("broken", what=str(error))
     except (OSError, EOFError):
         pass  # That is what the run is for.
@@ -46,18 +46,18 @@ def _serve(sock: socket.socket, context: ssl.SSLContext) -> None:
 def _exchange(sock: socket.socket) -> None:
     magic, act, token, up, down = stream.HEADER.unpack(_exactly(sock, stream.HEADER.size))
     if magic != b"CH":
-        raise Crossed(f"a connection begins with {magic!r}")
+        raise CrossedError(f"a connection begins with {magic!r}")
     expected, position = stream.up(token), 0
     while position < (up // 2 if act == stream.HASTE else up):
         data = sock.recv(min(65536, up - position))
         if not data:
             return
         if data != expected[position : position + len(data)]:
-            raise Crossed(f"connection {token:016x}: not what its client sends at {position}")
+            raise CrossedError(f"connection {token:016x}: not what its client sends at {position}")
         position += len(data)
     sock.sendall(stream.down(token)[:down])
     if act == stream.WAIT and sock.recv(1):
-        raise Crossed(f"connection {token:016x}: more than its client sends")
+        raise CrossedError(f"connection {token:016x}: more than its client sends")
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 
 from chaos import stream
-from chaos.tally import Account, Broken
+from chaos.tally import Account, BrokenPromiseError
 
 _SMALL_BUFFER = 4096
 # More option memory than a socket may have (net.core.optmem_max).
@@ -59,9 +59,7 @@ def _sendall(sock: socket.socket, account: Account, data: bytes | memoryview) ->
     account.least += len(data)
 
 
-def _send(
-    sock: socket.socket, account: Account, data: memoryview, *, by_message: bool
-) -> int:
+def _send(sock: socket.socket, account: Account, data: memoryview, *, by_message: bool) -> int:
     account.most += len(data)
     size = sock.sendmsg([data[:7], data[7:]]) if by_message else sock.send(data)
     account.least += size
@@ -78,12 +76,12 @@ def _without_memory(sock: socket.socket, account: Account, counts: Counter[str])
             counts["ENOBUFS"] += 1
             return
         raise
-    raise Broken(f"connection {account.token:016x}: {size} bytes were sent without memory")
+    raise BrokenPromiseError(
+        f"connection {account.token:016x}: {size} bytes were sent without memory"
+    )
 
 
-def read(
-    sock: socket.socket, account: Account, rng: random.Random, upto: int | None
-) -> None:
+def read(sock: socket.socket, account: Account, rng: random.Random, upto: int | None) -> None:
     """Until so many have come; None: to the end, which is to be told over and over."""
     into = rng.random() < 0.3
     buffer = bytearray(_SMALL_BUFFER)
@@ -100,7 +98,7 @@ def read(
     else:
         return
     if sock.recv(1) != b"":
-        raise Broken(f"connection {account.token:016x}: there is more after the end")
+        raise BrokenPromiseError(f"connection {account.token:016x}: there is more after the end")
 
 
 def _close_elsewhere(

@@ -8,19 +8,18 @@ import ssl
 import traceback
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 from chaos import stream
 from chaos.messages import tell
-from chaos.weather import Struck
+from chaos.weather import StruckError
 from safesock import CloseReport, Linger, Loss, Policy, ReconnectError
 
-# What may become of a connection here, by type; of OSErrors that have no type of their own, by errno.
+# What may become of a connection here, by type, or, where a type says too little, by errno.
 _EXPECTED = (
     ConnectionError,
     TimeoutError,
     ssl.SSLError,
-    Struck,
+    StruckError,
 )
 _ERRNOS = {
     errno.EMFILE,
@@ -36,7 +35,7 @@ _ERRNOS = {
 ANY = 1 << 62
 
 
-class Broken(Exception):
+class BrokenPromiseError(Exception):
     """Not as the contract promises."""
 
 
@@ -57,10 +56,12 @@ class Account:
     struck: bool = False
 
     def reads(self, data: bytes) -> None:
-        """Raises `Broken` where these are not the next of this connection."""
+        """Raises `BrokenPromiseError` where these are not the next of this connection."""
         expected = stream.down(self.token)[self.got : self.got + len(data)]
         if self.got + len(data) > self.sizes[1] or data != expected:
-            raise Broken(f"connection {self.token:016x}: others' bytes at {self.got} of its own")
+            raise BrokenPromiseError(
+                f"connection {self.token:016x}: others' bytes at {self.got} of its own"
+            )
         self.got += len(data)
 
 
@@ -82,7 +83,7 @@ class Tally:
         return self.rng.getrandbits(64)
 
     def meets(self, error: BaseException) -> None:
-        """Raises `Broken` for what is not to be expected here."""
+        """Raises `BrokenPromiseError` for what is not to be expected here."""
         name = type(error).__name__
         if type(error) is OSError and error.errno is not None:
             name = f"OSError({errno.errorcode.get(error.errno)})"
@@ -93,7 +94,7 @@ class Tally:
             self.counts["reconnects given up"] += 1
         if not known:
             words = "".join(traceback.format_exception(error))
-            raise Broken(f"an exception that nothing explains: {words}") from error
+            raise BrokenPromiseError(f"an exception that nothing explains: {words}") from error
         self.expected[name] += 1
 
     def ended(
@@ -150,15 +151,15 @@ class Tally:
     def _judge(self, account: Account, loss: Loss | None, report: CloseReport) -> None:
         where = f"connection {account.token:016x}"
         if loss is not None and loss.cause is not report.cause:
-            raise Broken(f"{where}: lost by {loss.cause}, and closed by {report.cause}")
-        if report.sent is not None and not account.tls:
+            raise BrokenPromiseError(f"{where}: lost by {loss.cause}, and closed by {report.cause}")
+        if report.sent is not None and not account.tls:  # noqa: SIM102
             if not account.least <= report.sent <= account.most:
-                raise Broken(
+                raise BrokenPromiseError(
                     f"{where}: {account.least} to {account.most} bytes were accepted, and"
                     f" {report.sent} counted: {loss}, {report}"
                 )
         if loss is not None and loss.lifetime > report.lifetime + 1e-6:
-            raise Broken(f"{where}: lost after it was closed: {loss}, {report}")
+            raise BrokenPromiseError(f"{where}: lost after it was closed: {loss}, {report}")
         if isinstance(report.mode, Linger):
             self.counts["lingered"] += 1
 

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeAlias
 
-Weather: TypeAlias = "Callable[[random.Random, Counter[str]], contextlib.AbstractContextManager[None]]"
+Weather: TypeAlias = (
+    "Callable[[random.Random, Counter[str]], contextlib.AbstractContextManager[None]]"
+)
 
 _SECONDS_BETWEEN_SIGNALS = 0.001
 
 
-class Struck(Exception):
+class StruckError(Exception):
     """What the signal handler raises."""
 
 
@@ -45,7 +47,7 @@ def raising(rng: random.Random, counts: Counter[str]) -> Iterator[None]:
         inside = frame is not None and "/safesock/" in frame.f_code.co_filename
         if inside and rng.random() < 0.1:
             counts["signals that raised"] += 1
-            raise Struck
+            raise StruckError
 
     with _alarm(handle):
         yield

@@ -1,5 +1,5 @@
-"""A client process: `python -m chaos.worker KIND SEED PLACES...`. Rounds of connections, each in some
-weather, and after each a look at what is left."""
+"""A client process: `python -m chaos.worker KIND SEED PLACES...`. Rounds of connections, each in
+some weather, and after each a look at what is left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import os
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from chaos.blocking import Blocking
 from chaos.enforced import Enforced
 from chaos.messages import is_over, tell
 from chaos.places import Places
-from chaos.tally import Broken, Tally
-from chaos.weather import Struck, Weather
+from chaos.tally import BrokenPromiseError, Tally
+from chaos.weather import StruckError, Weather
 from safesock.events import BudgetExhausted, Event, Retrying
 
 # Connections of a round, or a little more; and the seconds after which it is over anyway.
@@ -147,7 +146,7 @@ class _State:
         self.resident = _resident()
 
     def compare(self) -> None:
-        """Raises `Broken` where something is left."""
+        """Raises `BrokenPromiseError` where something is left."""
         gc.collect()
         for what, left in (
             ("connections in CLOSE_WAIT", _close_wait),
@@ -157,15 +156,15 @@ class _State:
             try:
                 kernel.wait_until(lambda left=left: not left(), what)  # type: ignore[misc]
             except AssertionError:
-                raise Broken(f"left over: {what}: {list(left())}") from None
+                raise BrokenPromiseError(f"left over: {what}: {list(left())}") from None
 
     def compare_memory(self, connections: int) -> None:
-        """Raises `Broken` where what was left would add up."""
+        """Raises `BrokenPromiseError` where what was left would add up."""
         after = _State()
         if after.blocks - self.blocks > _BLOCKS + connections * _BLOCKS_EACH:
-            raise Broken(f"{after.blocks - self.blocks} blocks of memory more")
+            raise BrokenPromiseError(f"{after.blocks - self.blocks} blocks of memory more")
         if after.resident - self.resident > _BYTES + connections * _BYTES_EACH:
-            raise Broken(f"{after.resident - self.resident} bytes of memory more")
+            raise BrokenPromiseError(f"{after.resident - self.resident} bytes of memory more")
 
     def seen(self) -> dict[str, Any]:
         return {
@@ -204,7 +203,7 @@ def _close_wait() -> list[str]:
 
 def _hear_of_unraisable(what: Any) -> None:
     """What `__del__` raised: nothing, unless a signal handler did."""
-    if not isinstance(what.exc_value, Struck):
+    if not isinstance(what.exc_value, StruckError):
         tell("broken", what=f"unraisable: {what.exc_value!r} in {what.object!r}")
 
 
@@ -213,10 +212,10 @@ def main(kind: str, seed: str, places: Places) -> None:
     sys.unraisablehook = _hear_of_unraisable
     try:
         Worker(kind, seed, places).run()
-    except Broken as error:
+    except BrokenPromiseError as error:
         tell("broken", what=str(error))
     except ExceptionGroup as group:
-        errors = group.split(Broken)[0]
+        errors = group.split(BrokenPromiseError)[0]
         if errors is None:
             raise
         tell("broken", what="; ".join(map(str, errors.exceptions)))

@@ -362,7 +362,7 @@ def test_keyboard_interrupt_in_a_drain_leaves_nothing(peer: Peer) -> None:
 def test_a_close_that_is_interrupted_counts_no_fin_among_the_bytes(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sock = connect(peer, Graceful())
+    sock = create_connection(peer.address, TIMEOUT, policy=Policy(watch=False))
     end = peer.accept()
     end.half_close()
     wait_for_state(sock, "CLOSE_WAIT")
