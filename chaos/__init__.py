@@ -12,8 +12,8 @@ After each round of connections every client has, as it had before: no connectio
 the same descriptors, threads and tasks; at the end, the same memory. Every byte is accounted for:
 no two connections carry the same, and what a client and the proxy have counted must be what the
 contract promises (`chaos.ledger` has the rules). The first thing that is not as promised ends the
-run, with status 1 and how to repeat it. The seed decides on sizes, faults and positions; not on how the
-kernel interleaves the processes, so a fault that hangs on that may take several runs.
+run, with status 1 and how to repeat it. The seed decides on sizes, faults and positions; not on how
+the kernel interleaves the processes, so a fault that hangs on that may take several runs.
 
 Links and packets are lost in network namespaces of the run's own, which takes root, ip(8) and
 nft(8); without, it runs on loopback, and says what was left out. What is simulated: the clock's

@@ -140,6 +140,7 @@ class Disturbances:
 
     def __init__(self, network: netns.Network) -> None:
         self._network = network
+        self._left: list[str] = []
         self.all: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "packets lost": (self._lose_packets, self._lose_none),
             "cable pulled": (network.pull_the_cable, network.plug_the_cable_in),
@@ -149,7 +150,10 @@ class Disturbances:
         }
 
     def draw(self, rng: random.Random) -> tuple[str, Callable[[], object], Callable[[], object]]:
-        name = rng.choice(list(self.all))
+        """In any order, but each before any comes again."""
+        if not self._left:
+            self._left = rng.sample(list(self.all), len(self.all))
+        name = self._left.pop()
         return name, *self.all[name]
 
     def _lose_packets(self) -> None:

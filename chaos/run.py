@@ -153,9 +153,9 @@ class Run:
 
         def calm_down() -> None:
             end()
-            self._later(self._rng.uniform(0.2, 1.5), self._disturb)
+            self._later(self._rng.uniform(0.2, 0.8), self._disturb)
 
-        self._later(self._rng.choice((0.05, 0.3, 1.5)), calm_down)
+        self._later(self._rng.choice((0.05, 0.3, 1.0)), calm_down)
 
     # What they tell -------------------------------------------------------------------------------
 
