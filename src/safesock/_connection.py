@@ -341,8 +341,8 @@ class Connection(Told):
         end = end or self._end(sock, cause, error, decrypted)
         aborted = loss and self.released and isinstance(mode, Abort)
         if loss and aborted and _kernel.tcp_state(sock) is TcpState.CLOSE:
-            # The kernel has forgotten what it had counted. It has been reset, unless our FIN had gone
-            # out before: then there was nothing left to reset.
+            # The kernel has forgotten what it had counted. It has been reset, unless our FIN was
+            # sent before: then there was nothing left to reset.
             end |= {"sent": loss.sent, "unacknowledged": loss.unacknowledged}
             reset = cause is Cause.FIN and not self.fin_sent
             return CloseReport(**end, mode=mode, reset=reset)
