@@ -22,6 +22,7 @@ _EXPECTED = (
     StruckError,
 )
 _ERRNOS = {
+    errno.EAGAIN,  # connect_ex, at the socket's timeout
     errno.EMFILE,
     errno.ENOBUFS,
     errno.EHOSTUNREACH,

@@ -106,6 +106,8 @@ class Worker:
 
     def _warm_up(self) -> None:
         """Everything once, without which the first round would have it all."""
+        # First with descriptors for the watcher: where it finds none, what is made is not watched.
+        self._weathers = [("calm", weather.calm)]
         for _ in range(_WARM_UP):
             self._round()
         gc.collect()
