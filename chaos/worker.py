@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import logging
 import os
 import random
 import sys
@@ -212,6 +213,7 @@ def _hear_of_unraisable(what: Any) -> None:
 def main(kind: str, seed: str, places: Places) -> None:
     faulthandler.enable()
     sys.unraisablehook = _hear_of_unraisable
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # It warns of writes after the end.
     try:
         Worker(kind, seed, places).run()
     except BrokenPromiseError as error:
