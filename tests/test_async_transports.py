@@ -699,3 +699,28 @@ def test_tls_loses_nothing_when_reading_goes_on_just_before_the_end_is_told(
             assert log.calls == ["made", b"unread", "eof", NONE]
 
     ran(loop, main)
+
+
+@pytest.mark.parametrize("mode", [Graceful(), Abort()], ids=["Graceful", "Abort"])
+def test_what_was_not_sent_when_the_connection_was_released_is_counted(
+    loop: Loop, mode: safesock.CloseMode
+) -> None:
+    size = 8_000_000  # More than the kernel takes.
+
+    async def main() -> None:
+        with Peer(receive_buffer=4096) as peer:
+            policy = Policy(mode, on_loss="release", watch=False)
+            reader, writer = await safesock.asyncio.open_connection(*peer.address, policy=policy)
+            writer.write(bytes(size))
+            peer.accept().half_close()
+            assert await reader.read() == b""
+            writer.close()
+            async with asyncio.timeout(TIMEOUT):
+                await writer.transport._wait_ended()
+            report = writer.close_report
+            assert report is not None
+            assert report.sent == size
+            assert report.unacknowledged is not None
+            assert 0 < report.unacknowledged < size
+
+    ran(loop, main)

@@ -383,8 +383,11 @@ class Connection(Told):
 
     def forgive(self, size: int) -> None:
         """The bytes of that send are counted as lost."""
-        assert self.loss is not None
         self.forgiven = size
+        self._lost_too(size)
+
+    def _lost_too(self, size: int) -> None:
+        assert self.loss is not None
         self.loss = self.loss.__replace__(
             sent=_plus(self.loss.sent, size), unacknowledged=_plus(self.loss.unacknowledged, size)
         )
@@ -392,6 +395,8 @@ class Connection(Told):
     def leave_unsent(self, size: int) -> None:
         """Bytes that a driver has accepted and the kernel never got: they are counted as lost."""
         self.forgiven = (self.forgiven or 0) + size
+        if self.released and self.loss is not None:
+            self._lost_too(size)
 
     def _end(
         self, sock: Raw, cause: Cause, error: BaseException | None, decrypted: int

@@ -194,20 +194,25 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
         """Or seems to have succeeded, as the first send does where the watcher has ended it."""
         data = tuple(self._buffer)
         connection = self._sock._connection
+        held = 0
         if connection is not None and connection.may_forgive():
-            self._drop_sent(self._buffered)  # Then it is counted by that.
+            held = self._buffered
+            self._drop_sent(held)  # Then it is counted by that, and what does not fit, here.
         self._leave_the_loop()
-        told = error
+        told, size = error, None
         try:
-            if self._sock._unsent(error, *data) is not None:
-                self._listen(True)
-                self._maybe_resume_protocol()
-                if self._closing:
-                    self._force_close(None)
-                return
+            size = self._sock._unsent(error, *data)
         except OSError as other:
             told = other
-        self._force_close(told)
+        if connection is not None and held:
+            connection.leave_unsent(held - (size or 0))
+        if size is None:
+            self._force_close(told)
+            return
+        self._listen(True)
+        self._maybe_resume_protocol()
+        if self._closing:
+            self._force_close(None)
 
 
 def _bytes_of(data: Any) -> Any:
