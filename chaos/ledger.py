@@ -122,7 +122,8 @@ def _of_the_end(client: Record, peer: Record) -> Iterator[str]:
         yield "lost by a RST that nobody has sent"
     if client["cause"] == "FIN" and not peer["fin"]:
         yield "lost by a FIN that nobody has sent"
-    unexplained = peer["end"] == "rst" and not client["reset"] and client["got"] is not None
+    promised = client["mode"] != "Abort" and not client["reset"]
+    unexplained = promised and peer["end"] == "rst" and client["got"] is not None
     # Graceful answers what comes after the close with RST (RFC 1122).
     if unexplained and peer["written"] <= client["got"] + (client["unread"] or 0):
         yield "a RST where a FIN was promised"
