@@ -62,13 +62,14 @@ class Ledger:
         the peer knew who it was. (The peer may know of more: of attempts that failed.)"""
         for client in self._clients.values():
             self.nameless += 1
-            acknowledged = client["least"] - (client["unacknowledged"] or 0)
+            known = client["unacknowledged"]
+            acknowledged = 0 if known is None else client["least"] - known
             unnamed = self._unnamed.get(client["port"])
             if unnamed:
                 peer = unnamed.popleft()
                 if peer["end"] in _READ_ALL and acknowledged > peer["received"]:
                     self._breaks("acknowledged and not received", client, peer)
-            elif acknowledged > 0 and client["unacknowledged"] is not None:
+            elif acknowledged > 0:
                 self._breaks("acknowledged, and the peer knows of no such connection", client, {})
         self._clients.clear()
 
