@@ -19,7 +19,9 @@ from chaos.worker import KINDS
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
-    run = Run(str(seed), options.seconds, tuple(options.only or KINDS), options.at_least)
+    run = Run(
+        str(seed), options.seconds, tuple(options.only or KINDS) * options.times, options.at_least
+    )
     print(f"seed {seed}, {options.seconds:g} s", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run.go()
@@ -52,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, for programs")
     parser.add_argument(
         "--only", action="append", choices=KINDS, help="this kind of client; may be given again"
+    )
+    parser.add_argument(
+        "--times", type=int, choices=range(1, 9), default=1, help="clients of each kind (1)"
     )
     return parser
 

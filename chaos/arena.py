@@ -122,8 +122,12 @@ class Arena:
         cable = ("", 0) if self._cable_listener is None else self._cable_listener.getsockname()
         proxy = self._proxy_listener.getsockname()
         where = (*proxy, self._server_port, *cable, self._folder)
-        arguments = [self._seed, *map(str, where)]
-        return [self._start(kind, "chaos.worker", kind, *arguments) for kind in kinds]
+        clients = []
+        for number, kind in enumerate(kinds):
+            name = f"{kind} {number}"
+            arguments = [kind, f"{self._seed} {number}", *map(str, where)]
+            clients.append(self._start(name, "chaos.worker", *arguments))
+        return clients
 
 
 @contextlib.contextmanager

@@ -69,7 +69,8 @@ class Run:
         proxy, clients = self._begin(made)
         try:
             end = time.monotonic() + 10 * _LAST_ROUND
-            while not self._ready >= set(self.kinds) and self._may_go_on(clients, end):
+            names = {client.name for client in clients}
+            while not self._ready >= names and self._may_go_on(clients, end):
                 self._turn()
             end = time.monotonic() + self.seconds
             while self._may_go_on(clients, end):
