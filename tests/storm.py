@@ -210,7 +210,7 @@ class Storm:
         for thread in self._threads:
             thread.join(max(until - time.monotonic(), 0))
         if any(thread.is_alive() for thread in self._threads):
-            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+            faulthandler.dump_traceback(2, all_threads=True)
             raise AssertionError("threads are stuck: see where, on stderr")
         for place in self._places:
             if place.sock is not None:
