@@ -443,8 +443,7 @@ def load_connect() -> Callable[[int], int] | None:
         _drop_all = struct.pack("HP", 1, ctypes.addressof(instruction))
 
         def connect_unspec(fd: int, _kept_alive: object = instruction) -> int:
-            result: int = connect(fd, unspec, len(unspec))
-            return result
+            return int(connect(fd, unspec, len(unspec)))
 
         _connect = connect_unspec
     return _connect
