@@ -22,8 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(
         str(seed), options.seconds, tuple(options.only or KINDS) * options.times, options.at_least
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: run.interrupt())
     print(f"seed {seed}, {options.seconds:g} s", flush=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run.go()
     print(as_text(run), flush=True)
     if options.json is not None:
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--at-least", type=int, default=0, metavar="N", help="go on until so many connections"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, for programs")
+    parser.add_argument("--json", type=_file, metavar="FILE", help="the figures, for programs")
     parser.add_argument(
         "--only", action="append", choices=KINDS, help="this kind of client; may be given again"
     )
@@ -62,10 +63,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"takes seconds, above 0: not {text!r}")
     return seconds
+
+
+def _file(text: str) -> Path:
+    """Now, not when the run is over."""
+    try:
+        Path(text).open("a", encoding="utf-8").close()
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"cannot be written: {error}") from None
+    return Path(text)
 
 
 if __name__ == "__main__":

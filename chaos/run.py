@@ -55,31 +55,31 @@ class Run:
 
     def go(self) -> None:
         begin = time.monotonic()
-        with arena(self.seed) as made, contextlib.suppress(KeyboardInterrupt):
-            try:
-                self._go(made)
-            except KeyboardInterrupt:
-                self.interrupted = True
-                raise
-            finally:
-                self.elapsed = time.monotonic() - begin
+        with arena(self.seed) as made:
+            self._go(made)
+            self.elapsed = time.monotonic() - begin
         self.broken += self.ledger.broken
+
+    def interrupt(self) -> None:
+        """Ends it soon, in order: from a signal handler, in the middle of anything."""
+        self.interrupted = True
 
     def _go(self, made: Arena) -> None:
         proxy, clients = self._begin(made)
-        try:
-            end = time.monotonic() + 10 * _LAST_ROUND
-            names = {client.name for client in clients}
-            while not self._ready >= names and self._may_go_on(clients, end):
-                self._turn()
-            end = time.monotonic() + self.seconds
-            while self._may_go_on(clients, end):
-                self._turn()
-            end += _PATIENCE
-            while self.counts()["connections"] < self.at_least and self._may_go_on(clients, end):
-                self._turn()
-        except KeyboardInterrupt:
-            self.interrupted = True
+        end = time.monotonic() + _LAST_ROUND
+        names = {client.name for client in clients}
+        while not self._ready >= names and self._may_go_on(clients, end):
+            self._turn()
+        if not self._ready >= names and not self.interrupted:
+            self.broken.append(f"not ready: {', '.join(sorted(names - self._ready))}")
+        end = time.monotonic() + self.seconds
+        while self._may_go_on(clients, end):
+            self._turn()
+        end += _PATIENCE
+        while self.counts()["connections"] < self.at_least and self._may_go_on(clients, end):
+            self._turn()
+        if (made_so_far := self.counts()["connections"]) < self.at_least and not self.interrupted:
+            self.broken.append(f"{made_so_far} connections only, and not {self.at_least}")
         self._is_ending = True
         for _, call in self._timers:
             call()  # What is the matter with the cable is over, and the server is there.
@@ -91,7 +91,8 @@ class Run:
     def _may_go_on(self, clients: list[Process], until: float) -> bool:
         if ended := [client for client in clients if client not in self._rest]:
             self._has_died(ended)
-        return time.monotonic() < until and not self.broken and not self.ledger.broken
+        is_wanted = not (self.interrupted or self.broken or self.ledger.broken)
+        return is_wanted and time.monotonic() < until
 
     def _begin(self, made: Arena) -> tuple[Process, list[Process]]:
         self._made = made

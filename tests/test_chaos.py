@@ -122,13 +122,21 @@ def test_bytes_of_another_connection_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--seconds", "0"], ["--seconds", "nan"], ["--seed", "x"], ["--only", "it"]]
+    ("option", "value", "words"),
+    [
+        ("--seconds", "0", "takes seconds, above 0"),
+        ("--seconds", "nan", "takes seconds, above 0"),
+        ("--seed", "x", "invalid"),
+        ("--only", "it", "invalid"),
+        ("--json", "/nowhere/at/all", "cannot be written"),
+    ],
 )
-def test_wrong_arguments_are_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    assert f"argument {arguments[0]}: invalid" in capsys.readouterr().err
+def test_wrong_arguments_are_told(
+    option: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([option, value])
+    assert f"argument {option}: {words}" in capsys.readouterr().err
 
 
 def command(*arguments: str) -> list[str]:
