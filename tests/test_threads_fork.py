@@ -6,7 +6,7 @@ import pytest
 from process import Script
 
 _PROGRAM = """
-import faulthandler, multiprocessing, os, signal, socket, sys, threading, time, safesock
+import faulthandler, multiprocessing, os, signal, socket, sys, tenacity, threading, time, safesock
 from safesock import Policy, Reconnect
 forks = int(sys.argv[1])
 faulthandler.enable()  # A child that is stuck is ended by SIGABRT, and tells where.
@@ -45,7 +45,7 @@ def plain():
             pass
 
 def dial():
-    reconnect = Reconnect(attempts=3, deadline=60, stable_after=0.01)
+    reconnect = Reconnect(attempts=3, deadline=60, wait=tenacity.wait_none(), stable_after=1e-6)
     connector = safesock.Connector(address, policy=Policy(grace=0), reconnect=reconnect)
     with connector, connector.socket() as sock:
         for _ in range(3):
