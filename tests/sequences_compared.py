@@ -54,18 +54,6 @@ BY_STREAMS = [
         ),
     ),
 ]
-BY_TLS_STREAMS = [
-    Difference(
-        "Drain and Linger end in a thread: until they are done, a stream that close_notify has"
-        " ended is not lost yet, and drain says nothing",
-        lambda case: (
-            case.mode in ("Drain", "Linger")
-            and "close_notify" in case.before
-            and case.call == "send"
-            and case.answers == ("ConnectionResetError None", "None")
-        ),
-    ),
-]
 IN_SILENCE = [
     Difference(
         "on_loss='release', after a half-close: a RST finds nothing any more that it could end, as"
@@ -150,7 +138,7 @@ def compare(case: Case) -> set[str]:
         if one.call == "fork" or at >= len(case.governed.answers) or len(set(one.answers)) == 1:
             continue
         # From here on the two have gone different ways.
-        return {_reason([*ANSWERS, *IN_SILENCE, *BY_STREAMS, *BY_TLS_STREAMS], one)}
+        return {_reason([*ANSWERS, *IN_SILENCE, *BY_STREAMS], one)}
     seen = [(side.received, side.end) for side in (case.plain, case.governed)]
     return set() if seen[0] == seen[1] else {_reason(PEER, case)}
 

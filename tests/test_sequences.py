@@ -242,7 +242,8 @@ def test_two_acts_on_a_stream(
     record_property("sequences", (f"of 2 acts, streams on {loop}", len(found)))
 
 
-@pytest.mark.parametrize("mode", ["Graceful", "Linger"])
+# The others end in a thread, or by a RST that TLS does not tell apart: what is told when is chance.
+@pytest.mark.parametrize("mode", ["Graceful"])
 @pytest.mark.parametrize("on_loss", ON_LOSS)
 @pytest.mark.campaign
 @pytest.mark.parametrize("loop", LOOPS)
