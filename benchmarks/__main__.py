@@ -33,6 +33,7 @@ BENCHMARKS = (
     "pooled",
     "streams",
     "herd",
+    "scale",
 )
 # What they take beside safesock.
 _TAKES = {

@@ -206,6 +206,7 @@ def test_what_fails_in_a_process_of_its_own_is_an_error_here(capfd: Any) -> None
 
 
 @pytest.mark.campaign
+@pytest.mark.once
 def test_it_runs(tmp_path: Path, capsys: Any) -> None:
     file = tmp_path / "found.json"
     names = ["imports", "pooled"]
@@ -285,6 +286,7 @@ def test_a_page_without_its_marks_is_refused(text: str) -> None:
 
 
 @pytest.mark.campaign
+@pytest.mark.once
 def test_charts_are_the_same_for_the_same_figures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install -e '.[bench]'")
     found = Results.from_json(KEPT.read_text(encoding="utf-8"))

@@ -144,6 +144,7 @@ def command(*arguments: str) -> list[str]:
 
 
 @pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize("seed", [1, 2])
 def test_under_every_fault_all_is_as_promised(seed: int, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
@@ -171,6 +172,7 @@ def test_under_every_fault_all_is_as_promised(seed: int, tmp_path: Path) -> None
 
 
 @pytest.mark.campaign
+@pytest.mark.once
 def test_control_c_ends_it_with_what_there_is(tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     arguments = command("--seconds", "600", "--only", "blocking", "--json", str(file))

@@ -238,6 +238,7 @@ def test_builds_that_differ_are_told_of_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.campaign
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -268,14 +269,13 @@ def tracked() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
 
 
-of_one_python = pytest.mark.skipif(sys.version_info >= (3, 12), reason="one wheel is for all")
 of_a_checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="that is no checkout")
 
 
 @needs_git
 @of_a_checkout
-@of_one_python
 @pytest.mark.campaign
+@pytest.mark.once
 def test_all_of_it_passes_on_a_tree_that_is_ready(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,8 +297,8 @@ class Clock(BuildHookInterface):
 
 
 @needs_git
-@of_one_python
 @pytest.mark.campaign
+@pytest.mark.once
 def test_a_build_that_is_no_twin_of_the_first_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

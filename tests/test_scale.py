@@ -193,6 +193,7 @@ def test_what_there_is_no_room_for_is_left_out_with_the_reason() -> None:
 
 
 @pytest.mark.campaign
+@pytest.mark.once
 def test_every_kind_is_measured_and_ends_well() -> None:
     threads = threading.active_count()
     results = scale.run((MANY,), idle=0.2)

@@ -22,10 +22,7 @@ FETCHED = re.compile(
     r"""|url\(["']?(?:https?:)?//|@import ["'](?:https?:)?//"""
 )
 
-pytestmark = [
-    pytest.mark.campaign,
-    pytest.mark.skipif(sys.version_info >= (3, 12), reason="one Python builds it: 3.11"),
-]
+pytestmark = [pytest.mark.campaign, pytest.mark.once]
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,7 @@ import safesock.asyncio
 import safesock.testing
 from safesock import cli
 
-pytestmark = [
-    pytest.mark.campaign,
-    pytest.mark.skipif(sys.version_info >= (3, 12), reason="one wheel is for all: 3.11 has it"),
-]
+pytestmark = [pytest.mark.campaign, pytest.mark.once]
 
 # Says so when it is connected, and is idle until its input ends.
 CLIENT = """
