@@ -12,7 +12,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kernel
@@ -29,6 +31,7 @@ from safesock import (
     Loss,
     Policy,
     SafeSocket,
+    _kernel,
     wrap,
 )
 
@@ -516,3 +519,27 @@ def test_wrap_makes_a_forked_child_the_owner(peer: Peer, act: str) -> None:
             assert process.returncode == 0
         finally:
             process.kill()
+
+
+# What has been sent already ----------------------------------------------------------------------
+
+
+def test_our_syn_is_told_from_what_another_thread_sends_meanwhile(plain: Plain) -> None:
+    """Where it is not, the bytes of every later record are one too many."""
+    sock, end = plain
+    is_over = threading.Event()
+
+    def send() -> None:
+        while not is_over.is_set():
+            sock.send(b"x" * 100_000)
+
+    with ThreadPoolExecutor(2) as threads:
+        reading, sending = threads.submit(end.read_to_end), threads.submit(send)
+        try:
+            found = {_kernel.control_bytes(sock) for _ in range(3_000)}
+        finally:
+            is_over.set()
+            sending.result(TIMEOUT)
+            sock.shutdown(socket.SHUT_WR)
+            reading.result(TIMEOUT)
+    assert found == {1}

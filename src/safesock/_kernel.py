@@ -192,13 +192,25 @@ def fin_was_sent(sock: Raw) -> bool:
 
 def control_bytes(sock: Raw) -> int:
     """How many of our SYN and FIN the kernel counts as bytes: it does so with the SYN of the side
-    that connected. It is told by comparing with tcpi_bytes_sent, which counts payload only."""
-    info, queued = _tcp_info_and_queue(sock)
-    if queued is None or len(info) < _TCP_INFO_BYTES_SENT + 16:
-        return 1
+    that connected. It is told by comparing with tcpi_bytes_sent, which counts payload only; 1 where
+    that is not possible, as nearly all have connected."""
+    info = tcp_info(sock)
+    for _ in range(_LOOKS):
+        before, queued, info = info, _queue(sock, "TIOCOUTQ"), tcp_info(sock)
+        if queued is None or len(info) < _TCP_INFO_BYTES_SENT + 16:
+            break
+        # Another thread may send meanwhile, or an acknowledgement come.
+        if (traffic := _traffic(info)) == _traffic(before):
+            acked, unsent, sent, resent = traffic
+            return max(acked + queued - unsent - (sent - resent), 0)
+    return 1
+
+
+def _traffic(info: bytes) -> tuple[int, int, int, int]:
+    """The bytes acknowledged, not sent yet, sent, and sent again, of a long enough TCP_INFO."""
     (unsent,) = struct.unpack_from("I", info, _TCP_INFO_NOTSENT_BYTES)
     sent, resent = struct.unpack_from("QQ", info, _TCP_INFO_BYTES_SENT)
-    return int(max(_bytes_acked(info) + queued - unsent - (sent - resent), 0))
+    return _bytes_acked(info), unsent, sent, resent
 
 
 def connected_here(sock: Raw) -> bool:
