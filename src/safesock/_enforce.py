@@ -7,7 +7,7 @@ is reached, also one that took the class at import or derives from it. What has 
 
 from __future__ import annotations
 
-from safesock import _background, _forks, _kernel, _unraisable
+from safesock import _background, _forks, _kernel, _options, _unraisable
 from safesock._kept import Kept, wards
 from safesock._policy import FOR_CLIENTS, Policy, policy_or_default, sweep_in
 from safesock._replaced import Methods
@@ -185,7 +185,7 @@ def _made(sock: socket.socket, ward: Ward) -> None:
     if chosen is None:
         dismiss(sock)
         return
-    _kernel.prepare(sock, chosen.policy)
+    _options.prepare(sock, chosen.policy)
     ward.begins(sock, chosen.policy, chosen._count)
     chosen._count("established")
     if chosen not in _active:  # It has been removed meanwhile.

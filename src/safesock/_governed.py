@@ -10,7 +10,7 @@ import errno
 import socket
 import threading
 
-from safesock import _kernel, _life, _watch
+from safesock import _kernel, _life, _options, _watch
 from safesock._beside import apart
 from safesock._connection import Connection
 from safesock._kernel import Raw
@@ -136,7 +136,7 @@ class GovernedSocket(socket.socket):
     def _prepare(self, previous: int | None = None) -> None:
         """For a connect. *previous*: the number of the connection that it comes back from."""
         if self._connection is None and _kernel.is_tcp(self):
-            _kernel.prepare(self, self._policy)
+            _options.prepare(self, self._policy)
             self._connection = Connection(self._policy)
             self._connection.comes_after(previous)
 
@@ -401,7 +401,7 @@ class GovernedSocket(socket.socket):
         super().set_inheritable(inheritable)
 
     def _close_by(self, mode: CloseMode) -> None:
-        _kernel.prepare_mode(self, mode)
+        _options.prepare_mode(self, mode)
         self._policy = self._policy.__replace__(close=mode)
         if self._connection is not None:
             self._connection.policy = self._policy

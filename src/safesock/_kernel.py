@@ -1,4 +1,4 @@
-"""What safesock asks of the operating system, and the only file that knows how.
+"""What safesock asks of the operating system, and how.
 
 It works on the C type `_socket.socket`, which both `SafeSocket` and `SSLSocket` are, so that no
 override gets in the way. What is lost where the system is not Linux:
@@ -23,8 +23,6 @@ import os
 import select
 import struct
 import sys
-
-from safesock._policy import Abort, CloseMode, Drain, KeepAlive, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -235,19 +233,6 @@ def linger_in(option: tuple[Any, ...]) -> tuple[bool, int] | None:
     return bool(on), seconds
 
 
-def prepare(sock: Raw, policy: Policy) -> None:
-    """Sets the options that have to be there before the connection is."""
-    prepare_mode(sock, policy.close)
-    if policy.reuse_address is not None:
-        set_reuse_address(sock, policy.reuse_address)
-    if policy.nodelay is not None:
-        Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_NODELAY, int(policy.nodelay))
-    if policy.keepalive is not None:
-        set_keepalive(sock, policy.keepalive)
-    if policy.user_timeout is not None:
-        _set_tcp(sock, "TCP_USER_TIMEOUT", round(policy.user_timeout * 1000))
-
-
 def set_reuse_address(sock: Raw, on: bool) -> None:
     """SO_REUSEADDR."""
     Raw.setsockopt(sock, *REUSE_ADDRESS, int(on))
@@ -258,21 +243,19 @@ def set_receive_buffer(sock: Raw, size: int) -> None:
     Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_RCVBUF, size)
 
 
-def prepare_mode(sock: Raw, mode: CloseMode) -> None:
-    """What a close mode needs as long as the connection lives."""
-    if isinstance(mode, (Abort, Drain)):
-        load_connect()  # Not at the close: a socket collected at interpreter exit can not import.
-    if isinstance(mode, Abort):
-        set_linger(sock, 0)
-
-
-def set_keepalive(sock: Raw, choice: KeepAlive) -> None:
+def set_keepalive(sock: Raw, idle: int, interval: int, count: int) -> None:
     """SO_KEEPALIVE, on."""
-    idle = "TCP_KEEPIDLE" if hasattr(_socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
-    _set_tcp(sock, "TCP_KEEPINTVL", choice.interval)
-    _set_tcp(sock, "TCP_KEEPCNT", choice.count)
-    _set_tcp(sock, idle, choice.idle)
+    set_tcp(sock, "TCP_KEEPINTVL", interval)
+    set_tcp(sock, "TCP_KEEPCNT", count)
+    set_tcp(sock, "TCP_KEEPIDLE" if hasattr(_socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", idle)
     Raw.setsockopt(sock, _socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)
+
+
+def set_tcp(sock: Raw, name: str, value: int) -> None:
+    """An option of TCP, where the system has it."""
+    option = getattr(_socket, name, None)
+    if option is not None:
+        Raw.setsockopt(sock, _socket.IPPROTO_TCP, option, value)
 
 
 def shutdown(sock: Raw, how: int) -> bool:
@@ -373,7 +356,7 @@ def reset_keeping_input(sock: Raw) -> bool:
         return False
     try:
         Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 0)
-        set_keepalive(sock, KeepAlive(idle=1, interval=1, count=1))
+        set_keepalive(sock, 1, 1, 1)
     except OSError:
         pass  # Somebody else has closed it.
     return True
@@ -430,12 +413,6 @@ def _queue(sock: Raw, request: str) -> int | None:
     except (OSError, ValueError):
         return None
     return int.from_bytes(answer, sys.byteorder)
-
-
-def _set_tcp(sock: Raw, name: str, value: int) -> None:
-    option = getattr(_socket, name, None)
-    if option is not None:
-        Raw.setsockopt(sock, _socket.IPPROTO_TCP, option, value)
 
 
 _connect: Callable[[int], int] | None = None

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 
-from safesock import _kernel, _watch
+from safesock import _kernel, _options, _watch
 from safesock._connection import Connection
 from safesock._errors import LocalPortBusyError
 from safesock._policy import Policy, policy_or_default
@@ -165,7 +165,7 @@ def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
     chosen = policy_or_default(chosen)
     _refuse(sock)
     _kernel.set_linger(sock, None)  # What it had is replaced by the policy's.
-    _kernel.prepare(sock, chosen)
+    _options.prepare(sock, chosen)
     tls = sys.modules.get("ssl")
     if tls is not None and isinstance(sock, tls.SSLSocket):
         from safesock._tls import take_over

@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 
-from safesock import _kernel, _watch
+from safesock import _options, _watch
 from safesock._connection import Connection
 from safesock._policy import DEFAULT, Policy, policy_or_default
 from safesock._socket import SafeSocket
@@ -121,7 +121,7 @@ class SafeSSLSocket(GovernedSSLSocket, SafeSocket):  # type: ignore[misc]
 
     def _govern(self, connection: Connection | None) -> None:
         if connection is None:
-            _kernel.prepare(self, self._policy)
+            _options.prepare(self, self._policy)
         self._connection = connection or Connection(self._policy)
         self._established()
         if self._policy.watch:

@@ -11,7 +11,7 @@ import socket
 import weakref
 from os import fstat
 
-from safesock import _forks, _hub, _kernel, _watch
+from safesock import _forks, _hub, _kernel, _options, _watch
 from safesock._kept import Kept, wards
 from safesock._kernel import Raw, TcpState
 from safesock._plain import PlainConnection
@@ -100,7 +100,7 @@ class Ward:
         if self.connection is None or policy is None:
             dismiss(sock)
             return
-        _kernel.prepare_mode(sock, policy.close)
+        _options.prepare_mode(sock, policy.close)
         self.policy = self.connection.policy = policy
         self.tell = tell
 
