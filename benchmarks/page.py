@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.marked import between
 from benchmarks.report import Row, short
 from benchmarks.results import Results
 
@@ -11,13 +12,7 @@ END = "<!-- the end of the results -->"
 
 def with_results(text: str, results: Results) -> str:
     """The page with the tables of these. Raises ValueError where it has no place for them."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"no page for the results, which has the lines {BEGIN!r} and {END!r} once")
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"{END!r} is before {BEGIN!r}")
-    return f"{before}{BEGIN}\n{tables(results)}\n{END}{after}"
+    return between(text, BEGIN, END, tables(results))
 
 
 def tables(results: Results) -> str:

@@ -18,7 +18,7 @@ def rows(quick: bool) -> list[Row]:
         local = ("127.0.0.1", free_port())
         with safesock.Connector(address, local_address=local) as connector:
             found = compared(
-                lambda: _connector(connector, times), lambda: _bare(address, local, times), rounds
+                lambda: come_back(connector, times), lambda: _bare(address, local, times), rounds
             )
     what = "reconnects per second on one fixed port"
     return [found.rates(what, "the bare loop of system calls", 0.80, each=times)]
@@ -30,7 +30,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _connector(connector: safesock.Connector, times: int) -> float:
+def come_back(connector: safesock.Connector, times: int) -> float:
+    """The seconds that it takes."""
     start = time.perf_counter()
     for _ in range(times):
         sock = connector.connect()

@@ -22,7 +22,7 @@ import tenacity
 
 import safesock
 import safesock.asyncio
-from benchmarks.reconnects import free_port
+from benchmarks.reconnects import come_back, free_port
 from benchmarks.report import Row, compared
 from benchmarks.server import serving
 from benchmarks.workers import ask, working
@@ -59,13 +59,7 @@ def rows(quick: bool) -> Iterator[Row]:
 
 def _connector(address: Address, port: int | None) -> float:
     with safesock.Connector(address, local_address=_local(port), reconnect=_RECONNECT) as connector:
-        start = time.perf_counter()
-        for _ in range(_TIMES):
-            sock = connector.connect()
-            data = sock.recv(1)  # It closes, too.
-            assert data == b""
-            connector.confirm()
-        return time.perf_counter() - start
+        return come_back(connector, _TIMES)
 
 
 async def _coroutine(address: Address, port: int | None) -> float:

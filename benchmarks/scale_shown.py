@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.marked import between
+
 if TYPE_CHECKING:
     from benchmarks.scale import Measured, Results
 
@@ -103,11 +105,7 @@ def reason(size: str, why: str) -> str:
 
 def with_table(page: str, results: Results) -> str:
     """The page, with these figures in the place of those before."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"a page without {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{text(results)}\n\n{END}{after}"
+    return between(page, BEGIN, END, f"\n{text(results)}\n")
 
 
 def digest(results: Results) -> str:

@@ -281,7 +281,7 @@ def test_a_page_is_written_again_from_what_was_measured(
 
 @pytest.mark.parametrize("text", [page.BEGIN, page.END, f"{page.END}{page.BEGIN}", ""])
 def test_a_page_without_its_marks_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"no page|is before"):
+    with pytest.raises(ValueError, match="no page"):
         page.with_results(text, results())
 
 
