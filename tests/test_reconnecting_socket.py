@@ -995,6 +995,43 @@ def test_close_wakes_a_call_that_waits_in_on_connect(peer: Peer) -> None:
         assert end.read_to_end() == (b"", EOF)
 
 
+def test_close_ends_a_connection_that_another_thread_has_just_made(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever close has done already by the time that it is there."""
+    begun, greeted = threading.Event(), threading.Event()
+
+    def log_in(sock: SafeSocket) -> None:
+        if begun.is_set():
+            greeted.set()
+            sock.settimeout(None)
+            sock.recv(SIZE)
+
+    connector = Connector(peer.address, policy=QUIET, reconnect=PATIENT, on_connect=log_in)
+    with connector, connector.socket() as sock:
+        tell(sock, peer.accept())
+        dial, stop = connector._dialler.dial, connector._stop
+        closing = threading.Event()
+
+        def dial_late(until: float) -> SafeSocket:
+            begun.set()
+            assert closing.wait(TIMEOUT)
+            return dial(until)
+
+        def stop_late() -> None:
+            closing.set()
+            assert greeted.wait(TIMEOUT)
+            stop()
+
+        monkeypatch.setattr(connector._dialler, "dial", dial_late)
+        monkeypatch.setattr(sock, "_when_closed", stop_late)
+        caller = Caller(CALLS["recv"], sock)
+        assert begun.wait(TIMEOUT)
+        sock.close()
+        assert caller.answer() == b"" or caller.answer()[0] is ConnectionAbortedError
+        assert peer.accept().read_to_end() == (b"", EOF)
+
+
 # Left behind, given away, duplicated --------------------------------------------------------
 
 

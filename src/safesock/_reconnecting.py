@@ -264,9 +264,10 @@ class ReconnectingSocket(SafeSocket):
 
     def close(self) -> None:
         """Ends the connection as the policy says, for good."""
-        super().close()
+        # First: a thread that has just dialled is to see that, or its connection is seen here.
         if self._when_closed is not None:
             self._when_closed()
+        super().close()
 
 
 class _ThisConnection:
