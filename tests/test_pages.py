@@ -192,10 +192,11 @@ def test_the_commands_to_install_and_to_run_are_there() -> None:
         "optional-dependencies"
     ]
     for text in PAGES.values():
-        assert set(re.findall(r"pip install -e '\.\[(\w+)\]'", text)) <= set(extras)
-        for module in re.findall(r"python -m ((?:benchmarks|docs|release)[\w.]*)", text):
+        for names in re.findall(r"pip install -e '\.\[([\w,]+)\]'", text):
+            assert set(names.split(",")) <= set(extras)
+        for module in re.findall(r"python -m ((?:benchmarks|chaos|docs|release)[\w.]*)", text):
             assert importlib.util.find_spec(module), module
-        for file in re.findall(r"(?:python |`)((?:tests|examples)/\w+\.py)", text):
+        for file in re.findall(r"[ `]((?:tests|examples)/\w+\.py)", text):
             assert (ROOT / file).exists(), file
 
 
