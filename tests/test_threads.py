@@ -23,7 +23,7 @@ from storm import Shared
 from tls_peer import Certificates
 
 import safesock
-from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, _kernel, _watch
+from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, _abortive, _watch
 from safesock.events import Event
 
 MODES = [
@@ -236,7 +236,7 @@ def test_release_by_abort_does_not_reset_a_stranger(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connect(2) has the number of the descriptor, and lets other threads run."""
-    connect = _kernel.load_connect()
+    connect = _abortive.load_connect()
     assert connect is not None
     strangers: list[Stranger] = []
 
@@ -251,7 +251,7 @@ def test_release_by_abort_does_not_reset_a_stranger(
         return connect(fd)
 
     with peer.connected(Policy(Abort(), "release", watch=False)) as (sock, end):
-        monkeypatch.setattr(_kernel, "_connect", connect_late)
+        monkeypatch.setattr(_abortive, "_connect", connect_late)
         end.half_close()
         assert sock.recv(1) == b""
         assert sock.fileno() < 0

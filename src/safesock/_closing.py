@@ -19,7 +19,7 @@ from __future__ import annotations
 import _socket
 from time import monotonic
 
-from safesock import _kernel
+from safesock import _abortive, _kernel
 from safesock._kernel import Raw, TcpState
 from safesock._policy import Abort, CloseMode, Drain, Linger
 from safesock._value import Value
@@ -88,7 +88,7 @@ def release(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome 
         _kernel.shutdown(sock, _socket.SHUT_RDWR)
     elif _kernel.tcp_state(sock) not in _OVER:
         if unread:
-            if not _kernel.reset_keeping_input(sock):
+            if not _abortive.reset_keeping_input(sock):
                 return None
             counts = _kernel.counts(sock, syn=syn, fin_sent=fin_sent)
             return Outcome(*counts, unread, reset=True, over=False)
@@ -130,7 +130,7 @@ def _abort(sock: Raw, syn: int, fin_sent: bool) -> Outcome:
     reset = _kernel.tcp_state(sock) in _RESETTABLE
     _kernel.set_linger(sock, 0)
     # Where this fails, close(2) with that linger sends the RST; the readers have been woken.
-    counts = _kernel.disconnect(sock, syn=syn, fin_sent=fin_sent)
+    counts = _abortive.disconnect(sock, syn=syn, fin_sent=fin_sent)
     return Outcome(*counts, unread, reset=reset)
 
 

@@ -26,7 +26,6 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 fcntl: Any
@@ -60,7 +59,6 @@ _TCP = frozenset(
 )
 # As C knows them: socket.socket makes an enum of each.
 _family, _type, _proto = Raw.family.__get__, Raw.type.__get__, Raw.proto.__get__
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 # Offsets in struct tcp_info: u32, u64, u32, and two u64, the second being tcpi_bytes_retrans.
 _TCP_INFO_LAST_ACK_RECV = 56
 _TCP_INFO_BYTES_ACKED = 120
@@ -159,6 +157,11 @@ def unread(sock: Raw) -> int | None:
     return _queue(sock, "FIONREAD")
 
 
+def unacknowledged(sock: Raw) -> int | None:
+    """The bytes accepted that the peer's kernel has not acknowledged (SIOCOUTQ), and a FIN."""
+    return _queue(sock, "TIOCOUTQ") if LINUX else None
+
+
 def room(sock: Raw) -> int:
     """The bytes that still fit the send buffer."""
     try:
@@ -194,7 +197,7 @@ def control_bytes(sock: Raw) -> int:
     that is not possible, as nearly all have connected."""
     info = tcp_info(sock)
     for _ in range(_LOOKS):
-        before, queued, info = info, _queue(sock, "TIOCOUTQ"), tcp_info(sock)
+        before, queued, info = info, unacknowledged(sock), tcp_info(sock)
         if queued is None or len(info) < _TCP_INFO_BYTES_SENT + 16:
             break
         # Another thread may send meanwhile, or an acknowledgement come.
@@ -311,69 +314,6 @@ def os_error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def disconnect(sock: Raw, *, syn: int, fin_sent: bool) -> tuple[int | None, int | None]:
-    """connect(2) to AF_UNSPEC: RST, whoever else holds the connection; unread input is thrown away.
-    Gives the `counts` of that moment. Where the system has no such thing it does nothing else.
-
-    The kernel forgets its counts then, and another thread's `send` may be at work until then. But
-    SIOCOUTQ goes on answering, with what was unacknowledged and a distance that each disconnect
-    adds: a second one tells how far that is. No acknowledgement may come between.
-    """
-    connect = load_connect()
-    if connect is None:
-        return counts(sock, syn=syn, fin_sent=fin_sent)
-    hide_peer(sock, True)
-    sent, queued = counts(sock, syn=syn, fin_sent=fin_sent)
-    if connect(sock.fileno()) != 0:
-        # Some kernels refuse while somebody waits in recv (EBUSY), whom this wakes.
-        shutdown(sock, _socket.SHUT_RD)
-        connect(sock.fileno())
-    once = _queue(sock, "TIOCOUTQ")
-    connect(sock.fileno())
-    twice = _queue(sock, "TIOCOUTQ")
-    hide_peer(sock, False)
-    # Others wake by this, which puts nothing on the wire; but not first, as OpenSSL answers the end
-    # of file with an alert.
-    shutdown(sock, _socket.SHUT_RD)
-    if sent is None or queued is None or once is None or twice is None or fin_sent:
-        return sent, queued
-    more = (2 * once - twice - queued) % 2**32
-    return (sent + more, queued + more) if more < 2**31 else (sent, queued)
-
-
-def reset_keeping_input(sock: Raw) -> bool:
-    """RST that leaves unread input where it is, in a second or two. False: not while sent data
-    is unacknowledged.
-
-    AF_UNSPEC throws unread input away, and so does close(2). What sends RST and does not is a
-    keepalive that gives up: a filter (SO_ATTACH_FILTER) hides from this socket all that the peer
-    sends, so the first probe, due at once as nothing has come for a second, is not answered. While
-    sent data is unacknowledged there are no probes, and what the peer answers to it is needed.
-    """
-    hide_peer(sock, True)
-    if _queue(sock, "TIOCOUTQ"):
-        hide_peer(sock, False)
-        return False
-    try:
-        Raw.setsockopt(sock, _socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, 0)
-        set_keepalive(sock, 1, 1, 1)
-    except OSError:
-        pass  # Somebody else has closed it.
-    return True
-
-
-def hide_peer(sock: Raw, hidden: bool) -> bool:
-    """Puts a filter before this socket that drops all that comes (SO_ATTACH_FILTER), for one that
-    listens also SYNs, or takes it away. False where that can not be done."""
-    load_connect()
-    choice = (_SO_ATTACH_FILTER, _drop_all) if hidden else (_SO_DETACH_FILTER, 0)
-    try:
-        Raw.setsockopt(sock, _socket.SOL_SOCKET, *choice)
-    except OSError:
-        return False  # It was not hidden, or somebody else has closed the socket.
-    return True
-
-
 def tcp_info(sock: Raw) -> bytes:
     """TCP_INFO; nothing where the system does not tell."""
     if not LINUX:
@@ -386,12 +326,12 @@ def tcp_info(sock: Raw) -> bytes:
 
 def _tcp_info_and_queue(sock: Raw) -> tuple[bytes, int | None]:
     """TCP_INFO and SIOCOUTQ of one moment, as far as can be: no acknowledgement or FIN between."""
-    queued = _queue(sock, "TIOCOUTQ") if LINUX else None
+    queued = unacknowledged(sock)
     info = tcp_info(sock)
     if not info or (queued == 0 and info[0] not in _OUR_FIN_OPEN):
         return info, queued  # All had been acknowledged, so nothing can have come between.
     for _ in range(_LOOKS):
-        queued = _queue(sock, "TIOCOUTQ")
+        queued = unacknowledged(sock)
         before, info = info, tcp_info(sock)
         if not info or (before[0], _bytes_acked(before)) == (info[0], _bytes_acked(info)):
             break
@@ -413,26 +353,3 @@ def _queue(sock: Raw, request: str) -> int | None:
     except (OSError, ValueError):
         return None
     return int.from_bytes(answer, sys.byteorder)
-
-
-_connect: Callable[[int], int] | None = None
-# A filter that drops all: BPF, return 0 bytes of the packet.
-_drop_all = b""
-
-
-def load_connect() -> Callable[[int], int] | None:
-    """connect(2) to AF_UNSPEC, which Python's own does not take."""
-    global _connect, _drop_all
-    if _connect is None and LINUX:
-        import ctypes
-
-        connect = ctypes.CDLL(None, use_errno=True).connect
-        unspec = bytes(16)
-        instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0), 8)
-        _drop_all = struct.pack("HP", 1, ctypes.addressof(instruction))
-
-        def connect_unspec(fd: int, _kept_alive: object = instruction) -> int:
-            return int(connect(fd, unspec, len(unspec)))
-
-        _connect = connect_unspec
-    return _connect

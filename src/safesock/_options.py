@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _socket
 
-from safesock import _kernel
+from safesock import _abortive, _kernel
 from safesock._kernel import Raw
 from safesock._policy import Abort, CloseMode, Drain, Policy
 
@@ -27,6 +27,6 @@ def prepare_mode(sock: Raw, mode: CloseMode) -> None:
     """What a close mode needs as long as the connection lives."""
     if isinstance(mode, (Abort, Drain)):
         # Not at the close: a socket collected at interpreter exit can not import.
-        _kernel.load_connect()
+        _abortive.load_connect()
     if isinstance(mode, Abort):
         _kernel.set_linger(sock, 0)

@@ -14,7 +14,7 @@ import os
 import socket
 from os import fstat
 
-from safesock import _background, _closing, _forks, _hub, _kernel, _unraisable, _watch
+from safesock import _abortive, _background, _closing, _forks, _hub, _kernel, _unraisable, _watch
 from safesock._kernel import Raw
 from safesock._policy import Abort
 from safesock._spare import Spare
@@ -119,7 +119,7 @@ class Sweeper:
         self._spare = Spare()
         self._is_stopped = False
         if isinstance(mode, Abort):
-            self._guarded(_kernel.load_connect)  # An import takes a descriptor.
+            self._guarded(_abortive.load_connect)  # An import takes a descriptor.
         self._start()
         _forks.remember(self)
 

@@ -6,7 +6,7 @@ import contextlib
 import enum
 import socket
 
-from safesock import _kernel
+from safesock import _abortive, _kernel
 from safesock.testing._wait import Background, Steps, Wait
 
 _LARGE = 65536
@@ -107,7 +107,7 @@ class Acts:
         self._check_open()
         self.stop()
         _kernel.set_linger(self.sock, 0)
-        _kernel.disconnect(self.sock, syn=0, fin_sent=False)
+        _abortive.disconnect(self.sock, syn=0, fin_sent=False)
         self.sock.close()
 
     def black_hole(self) -> None:

@@ -199,7 +199,7 @@ class BasePeer(Generic[AnyEnd]):
         """Connects get no answer, from now until the end of the `with` block, or `close()`, of what
         this gives. Then a client that is still trying gets one to its next SYN.
 
-        A filter drops what comes for the listening socket (Linux only: elsewhere OSError).
+        What comes for the listening socket is dropped (Linux only: elsewhere OSError).
         Connections that are made already are not concerned.
         """
         self._check()

@@ -7,8 +7,12 @@ import os
 import socket
 import threading
 
-from safesock import _kernel
+from safesock import _abortive, _kernel
 from safesock.testing._wait import Steps, Wait
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _BACKLOG = 128
 
@@ -23,6 +27,8 @@ class Listener:
         self._process = os.getpid()
         self._refused = 0
         self._holds = 0
+        # Ends what hides SYNs.
+        self._show: Callable[[], None] | None = None
         # Who waits for a connection while it refuses waits for this instead.
         self._gate: tuple[socket.socket, socket.socket] | None = None
         with contextlib.ExitStack() as stack:
@@ -87,14 +93,16 @@ class Listener:
             self._holds -= 1
 
     def hide(self) -> None:
-        """From now on SYNs are dropped. Raises OSError where the system has no such filter."""
-        if not _kernel.hide_peer(self.sock, True):
+        """From now on SYNs are dropped. Raises OSError where that cannot be done."""
+        self._show = self._show or _abortive.hide_peer(self.sock)
+        if self._show is None:
             raise OSError("black_hole needs Linux, and a peer that is open")
 
     def show(self) -> None:
         """Ends `hide`. May be called again."""
-        if self._is_own():
-            _kernel.hide_peer(self.sock, False)
+        show, self._show = self._show, None
+        if show is not None and self._is_own():
+            show()
 
     def close(self) -> None:
         """close(2), of a socket that listens no more, whoever else has it. May be called again."""
