@@ -217,7 +217,13 @@ def test_every_life(on_loss: OnLoss, abort: bool, record_property: Record) -> No
         check(life)
         total += count
     assert total == sum(len(ACTS) ** n for n in range(LENGTH + 1))
-    record_property("sequences", (f"of up to {LENGTH} acts, by the table of a life, the same situations taken together", total))
+    record_property(
+        "sequences",
+        (
+            f"of up to {LENGTH} acts, by the table of a life, the same situations taken together",
+            total,
+        ),
+    )
 
 
 def test_every_row_of_the_table_happens() -> None:
