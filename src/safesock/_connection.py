@@ -76,6 +76,7 @@ class Connection(Told):
         "forgiven",
         "visits",
         "stepping_in",
+        "turned_away",
         "teller",
         "turn",
         "close_is_due",
@@ -99,6 +100,8 @@ class Connection(Told):
         self.visits: list[weakref.ref[Visit]] = []
         # The thread of the watcher, while it is at work with it.
         self.stepping_in: int | None = None
+        # Since when it has found the lock held.
+        self.turned_away: float | None = None
         # The thread that has told its owner of the loss.
         self.teller: int | None = None
         # Of those who end it, or record its end: see `_lock`.
@@ -181,13 +184,17 @@ class Connection(Told):
             return None
         mode = self.policy.close
         was_released = self.released
-        # Before, not after: a call that comes in between is told what it is to be told.
-        self.released = True
-        if not was_released:
-            self.note_end_of_close_wait(sock)
-        if not isinstance(mode, Abort):
-            self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
-        outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
+        try:
+            # Before, not after: a call that comes in between is told what it is to be told.
+            self.released = True
+            if not was_released:
+                self.note_end_of_close_wait(sock)
+            if not isinstance(mode, Abort):
+                self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+            outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
+        except BaseException:  # KeyboardInterrupt: the watcher is to do it.
+            self.released = was_released
+            raise
         self.released = was_released or outcome is not None
         self.is_dying = self.released and not (outcome and outcome.over)
         return outcome
@@ -200,16 +207,26 @@ class Connection(Told):
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it is to be done again."""
         turn = self._lock()
-        if not turn.acquire(blocking=False):
+        is_taken = turn.acquire(blocking=False)
+        if not is_taken and not self._is_left_held():
             return False  # Its owner is at it.
+        self.turned_away = None
         self.stepping_in = threading.get_ident()
         try:
             # Where it is about to be closed, whoever does that is to be the last one out.
             return self.state is State.CLOSED or self._step_in(sock, decrypted)
         finally:
             self.stepping_in = None
-            turn.release()
+            if is_taken:
+                turn.release()
             self.tell_later()
+
+    def _is_left_held(self) -> bool:
+        """Whether the lock has not been had for so long that a KeyboardInterrupt must have struck
+        between its being taken and what would have given it back."""
+        now = monotonic()
+        self.turned_away = self.turned_away or now
+        return now - self.turned_away > self._patience()
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         visit = self.enter()
@@ -286,8 +303,11 @@ class Connection(Told):
         # What the parent's threads were at when this process was forked off will never end here.
         if self.is_elsewhere():
             return Turn(self._lock(), 0.0)
+        return Turn(self._lock(), self._patience())
+
+    def _patience(self) -> float:
         mode = self.policy.close
-        return Turn(self._lock(), _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0))
+        return _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0)
 
     def _lock(self) -> threading.RLock:
         """Made when it is first needed, as it takes more memory than all the rest; one for all, as

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self
 
-_lock = _forks.Lock()
+_lock = _forks.lock()
 # The last one is asked first.
 _active: list[Enforcement] = []
 _methods: Methods | None = None
@@ -56,7 +56,7 @@ class Enforcement:
         self.policy = policy
         self._only = only
         self._counts = dict.fromkeys(("established", "released", "aborted"), 0)
-        self._lock = _forks.Lock()
+        self._lock = _forks.lock()
         self._sweeper: Sweeper | None = None
 
     def __repr__(self) -> str:

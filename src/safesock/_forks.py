@@ -10,7 +10,7 @@ from os import getpid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 
     class Inherited(Protocol):
         """What a child inherits."""
@@ -19,39 +19,41 @@ if TYPE_CHECKING:
 
 
 _all: weakref.WeakSet[Inherited] = weakref.WeakSet()
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 _is_known = False
 
 
 def remember(one: Inherited) -> None:
     """Its `_after_fork` is called in every child from now on."""
+    _know()
+    _all.add(one)
+
+
+def _know() -> None:
     global _is_known
     if not _is_known:
         _is_known = True
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_after_fork)
-    _all.add(one)
 
 
 def _after_fork() -> None:
+    for lock in tuple(_locks):
+        lock._at_fork_reinit()
     for one in tuple(_all):
         one._after_fork()
 
 
-class Lock:
-    """A reentrant lock, as a signal handler may come in the middle; open in every forked child."""
+def lock() -> threading.RLock:
+    """A reentrant lock, as a signal handler may come in the middle; open in every forked child.
 
-    def __init__(self) -> None:
-        self._after_fork()
-        remember(self)
-
-    def _after_fork(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    It is that of C: a KeyboardInterrupt may strike within an `__enter__` that is Python's, and
+    leave the lock held.
+    """
+    made = threading.RLock()
+    _know()
+    _locks.add(made)
+    return made
 
 
 def own_pid() -> int:

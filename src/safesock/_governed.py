@@ -87,7 +87,7 @@ class GovernedSocket(socket.socket):
         except OSError as error:
             # The socket module's own timeout has no errno: the kernel goes on connecting.
             self._connect_failed(errno.EINPROGRESS if error.errno is None else error.errno)
-            if self._closed:  # By another thread: that is no reset by the peer.
+            if self._is_closed():  # By another thread: that is no reset by the peer.
                 raise _kernel.os_error(errno.EBADF) from None
             raise
         except BaseException:  # KeyboardInterrupt: the kernel goes on here too.
@@ -103,6 +103,8 @@ class GovernedSocket(socket.socket):
         result = super().connect_ex(address)
         if result:
             self._connect_failed(result)
+            if self._is_closed():
+                return errno.EBADF
         else:
             self._established(just_now=True)
         return result
@@ -256,16 +258,22 @@ class GovernedSocket(socket.socket):
             self._end_connection()
         else:
             _watch.unwatch(self)
-            if self._connection is not None and not self._connection.is_elsewhere():
-                _kernel.shutdown(self, socket.SHUT_RDWR)  # close(2) does not wake connect(2).
+            connection = self._connection
+            if connection is not None and not connection.is_elsewhere():
+                _kernel.stop_connecting(self)
             super()._real_close(*args)  # type: ignore[misc]
 
     def _end_connection(self, end: dict[str, Any] | None = None) -> None:
         assert self._connection is not None
         if self.fileno() < 0:
             return  # It has been done.
-        _watch.unwatch(self)
-        self._connection.close(self, self._let_go(), end)
+        try:
+            _watch.unwatch(self)
+            self._connection.close(self, self._let_go(), end)
+        except BaseException:  # KeyboardInterrupt, before it has begun: the watcher is to do it.
+            if self._policy.watch and not self._connection.close_is_due:
+                _watch.watch(self)
+            raise
 
     def _lose(self, cause: Cause, error: OSError | None) -> None:
         """The owner is being told of the loss: what the policy says is done now."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEBUG, INFO = _logger.DEBUG, _logger.INFO
 
 _subscribers: Audience = ()
-_lock = _forks.Lock()
+_lock = _forks.lock()
 
 
 def add(one: Subscriber) -> None:

@@ -270,6 +270,12 @@ def shutdown(sock: Raw, how: int) -> bool:
     return True
 
 
+def stop_connecting(sock: Raw) -> None:
+    """Wakes who waits in connect(2), which close(2) does not."""
+    if tcp_state(sock) in (None, TcpState.SYN_SENT):
+        shutdown(sock, _socket.SHUT_RDWR)
+
+
 def ready(sock: Raw, timeout: float | None, *, write: bool = False) -> bool:
     """Whether there is something to read (or, with *write*, room to write), or an error, waiting
     *timeout* seconds for it, or without limit (None)."""

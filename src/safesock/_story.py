@@ -32,7 +32,7 @@ _CONNECTING, _CONNECTED, _LOST, _RELEASED, _CLOSED = range(1, 6)
 # come first; and what happens together needs one thread.
 _MOMENT = 0.02
 
-_lock = _forks.Lock()
+_lock = _forks.lock()
 
 
 class Story:

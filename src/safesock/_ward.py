@@ -32,7 +32,7 @@ _RETRY = 0.1
 _LOOK = 0.5
 
 
-_claiming = _forks.Lock()
+_claiming = _forks.lock()
 
 
 class Ward:

@@ -37,7 +37,7 @@ class Metrics(Subscription):
     def __init__(self) -> None:
         super().__init__(self._count)
         # A signal handler that closes a connection may come in the middle of it.
-        self._lock = _forks.Lock()
+        self._lock = _forks.lock()
         self._series = {metric: _Series(metric) for metric in METRICS}
         for cause in Cause:
             if cause is not Cause.CLOSED:

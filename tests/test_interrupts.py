@@ -1,0 +1,105 @@
+"""A KeyboardInterrupt at each step of a call: neither another thread nor the watcher is held up by
+what it has left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import kernel
+import pytest
+from peer import TIMEOUT, Peer
+
+import safesock
+from safesock import Abort, Drain, Graceful, Policy, SafeSocket, _connection
+from safesock._policy import CloseMode
+
+if TYPE_CHECKING:
+    from safesock._policy import OnLoss
+
+MOST_STEPS = 2_000
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that leaves a connection's lock held costs others the time that an owner may take."""
+    monkeypatch.setattr(_connection, "_PATIENCE", 0.05)
+
+
+def is_struck_at(step: int, call: Callable[[], object]) -> bool:
+    """Whether that step is reached: where a call begins, or one of C's has come back. There the
+    interpreter looks for signals."""
+    left = step
+
+    def strike(_frame: FrameType, event: str, _what: object) -> None:
+        nonlocal left
+        left -= event in ("call", "c_return")
+        if left < 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(strike)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left < 0  # Even where nothing was raised, as with what strikes a subscriber.
+
+
+def in_another_thread(call: Callable[[], object]) -> None:
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive(), "held up by a lock that is left held"
+
+
+def at_each_step(one: Callable[[int], bool]) -> None:
+    assert next((step for step in range(MOST_STEPS) if not one(step)), 0) > 10
+
+
+@pytest.mark.parametrize("mode", [Graceful(), Abort(), Drain(0.01)], ids=str)
+def test_an_interrupted_close_holds_up_nobody(
+    peer: Peer, mode: CloseMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(step: int) -> bool:
+        with peer.connected(Policy(mode)) as (other, _), peer.connected(Policy(mode)) as (sock, _):
+            struck = is_struck_at(step, sock.close)
+            in_another_thread(other.close)
+            sock.close()  # What the first has not done: as ever, `with` does not.
+            return struck
+
+    # What strikes while it is told is reported there.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    with safesock.subscribe(lambda _: None):
+        at_each_step(one)
+
+
+@pytest.mark.parametrize("on_loss", ["close", "release"])
+@pytest.mark.parametrize("mode", [Graceful(), Abort()], ids=str)
+def test_what_an_interrupted_read_has_left_is_ended_by_the_watcher(
+    peer: Peer, mode: CloseMode, on_loss: OnLoss
+) -> None:
+    def one(step: int) -> bool:
+        with peer.connected(Policy(mode, on_loss, grace=0.0)) as (sock, end):
+            end.fin()
+            struck = is_struck_at(step, lambda: read(sock))
+            kernel.wait_until(lambda: is_ended(sock), "it is ended")
+            return struck
+
+    at_each_step(one)
+
+
+def is_ended(sock: SafeSocket) -> bool:
+    with contextlib.suppress(OSError):  # It is closed.
+        return kernel.state_of(sock) not in ("ESTABLISHED", "CLOSE_WAIT")
+    return True
+
+
+def read(sock: SafeSocket) -> None:
+    assert sock.recv(1) == b""
