@@ -63,7 +63,9 @@ def at_each_step(one: Callable[[int], bool]) -> None:
     assert next((step for step in range(MOST_STEPS) if not one(step)), 0) > 10
 
 
-@pytest.mark.parametrize("mode", [Graceful(), Abort(), Drain(0.01)], ids=str)
+@pytest.mark.parametrize(
+    "mode", [Graceful(), Abort(), pytest.param(Drain(0.01), marks=pytest.mark.campaign)], ids=str
+)
 def test_an_interrupted_close_holds_up_nobody(
     peer: Peer, mode: CloseMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,8 +82,15 @@ def test_an_interrupted_close_holds_up_nobody(
         at_each_step(one)
 
 
-@pytest.mark.parametrize("on_loss", ["close", "release"])
-@pytest.mark.parametrize("mode", [Graceful(), Abort()], ids=str)
+@pytest.mark.parametrize(
+    ("mode", "on_loss"),
+    [
+        (Graceful(), "close"),
+        (Abort(), "release"),
+        pytest.param(Graceful(), "release", marks=pytest.mark.campaign),
+        pytest.param(Abort(), "close", marks=pytest.mark.campaign),
+    ],
+)
 def test_what_an_interrupted_read_has_left_is_ended_by_the_watcher(
     peer: Peer, mode: CloseMode, on_loss: OnLoss
 ) -> None:
