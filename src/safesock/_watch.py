@@ -4,6 +4,10 @@ epoll(7) with EPOLLRDHUP reports a FIN even behind unread bytes, and costs nothi
 none. The thread starts with the first socket and is a daemon: it waits in the kernel for ever. It
 knows sockets by weak reference only. A forked child starts anew, with none of its parent's sockets.
 
+As long as it cannot start, for want of descriptors, those that it is to watch wait, and another
+thread tries again until it can; where not even that one can start, the next `watch` or `unwatch`
+tries.
+
 Where there is no epoll, `watch` does nothing and the next call on a socket notices its loss.
 """
 
@@ -45,6 +49,8 @@ _WATCHING = "the thread that watches sockets"
 _INODE = slice(1, 3)
 # Seconds that a connection lives before it is watched.
 _YOUTH = 0.05
+# Seconds until it is tried again to make a watcher.
+_AGAIN = 0.2
 # As it is now: gevent takes it out of the module.
 _epoll: Any = getattr(select, "epoll", None)
 # Edges: what has happened is reported once, not for as long as it lasts. One shot would miss the
@@ -112,10 +118,20 @@ class Watcher:
         if fd < 0 or self._is_anothers(fd, sock):
             return  # Closed meanwhile.
         self._young.pop(fd, None)
-        entry = _entry(sock, _PEER_CLOSES | (select.EPOLLOUT if connecting else 0))
+        entry = _entry(sock, _events(connecting))
         self._sockets[fd] = entry
         if not self._register(fd, entry.events):
             self._sockets.pop(fd, None)
+
+    def take(self, fd: int, waiter: _Entry) -> None:
+        """Watches one that has waited; not if it was closed or forgotten meanwhile."""
+        if self._sockets.setdefault(fd, waiter) is not waiter:
+            _waits_no_more(fd, waiter)
+        # After: `unwatch` looks for it there first, and then here.
+        elif _waits_no_more(fd, waiter) and _has(waiter, fd):
+            self._grow_up(fd, waiter)
+        elif self._is_watched(fd, waiter):
+            self._forget(fd)
 
     def _register(self, fd: int, events: int) -> bool:
         """False: closed meanwhile, or no watches left: as without epoll."""
@@ -267,6 +283,10 @@ def _entry(sock: Watched, events: int, *, is_new: bool = False) -> _Entry:
     return made
 
 
+def _events(connecting: bool) -> int:
+    return _PEER_CLOSES | (select.EPOLLOUT if connecting else 0)
+
+
 def _has(ref: _Entry, fd: int) -> bool:
     """Whether the socket exists, and still has this descriptor."""
     sock = ref()
@@ -277,26 +297,38 @@ _watcher: Watcher | None = None
 _abandoned: list[Watcher] = []
 _starting = threading.RLock()
 _fork_is_known = False
+# Those that no watcher could be made for, by descriptor.
+_waiting: dict[int, _Entry] = {}
+# Held by the thread that tries again, and by that only: no KeyboardInterrupt can leave it held.
+_trying = _background.new_lock()
 
 
 def watch(sock: Watched, *, connecting: bool = False) -> None:
     """Watches *sock* until `unwatch`; one whose connect goes on is first told when that is done."""
-    if not HAS_EPOLL:
+    if not HAS_EPOLL or not _background.IS_POSSIBLE:
         return
     try:
-        watcher = _watcher
-        if watcher is None or not watcher.is_intact():
-            watcher = _start(watcher)
+        watcher = _current()
         if connecting:
             watcher.add(sock, connecting)
         else:
             watcher.add_soon(sock)
     except (OSError, RuntimeError):
-        pass  # No descriptor left, or the interpreter is on its way out: as without epoll.
+        # No descriptor or thread left, or the interpreter is on its way out.
+        if (fd := sock.fileno()) >= 0:
+            _waiting[fd] = _entry(sock, _events(connecting))
+    if _waiting:
+        _try_again_soon()
 
 
 def unwatch(sock: Watched) -> None:
     """To be called before the descriptor is closed or given away."""
+    if _waiting:
+        fd = sock.fileno()
+        waiter = _waiting.get(fd)
+        if waiter is not None and waiter() is sock:
+            _waits_no_more(fd, waiter)
+        _try_again_soon()
     if _watcher is not None:
         _watcher.remove(sock)
 
@@ -313,6 +345,11 @@ def is_watching_thread() -> bool:
     return _watcher is not None and _watcher.is_this_thread()
 
 
+def _current() -> Watcher:
+    watcher = _watcher
+    return _start(watcher) if watcher is None or not watcher.is_intact() else watcher
+
+
 def _start(before: Watcher | None = None) -> Watcher:
     global _watcher, _fork_is_known
     with _starting:
@@ -327,9 +364,51 @@ def _start(before: Watcher | None = None) -> Watcher:
         return _watcher
 
 
+def _waits_no_more(fd: int, waiter: _Entry) -> bool:
+    """Whether this one has waited until now."""
+    found = _waiting.pop(fd, None)
+    if found is not None and found is not waiter:
+        _waiting.setdefault(fd, found)
+    return found is waiter
+
+
+def _try_again_soon() -> None:
+    if _waiting and not _trying.locked():
+        try:
+            _background.start(_try_again)
+        except RuntimeError:
+            pass  # Nor a thread: the next one who comes tries.
+
+
+def _try_again() -> None:
+    trying = _trying
+    while _waiting and trying.acquire(blocking=False):
+        try:
+            _look_after_the_waiting()
+        finally:
+            trying.release()  # And looks again: whoever came before has started no thread.
+
+
+def _look_after_the_waiting() -> None:
+    pause = _background.new_lock()
+    pause.acquire()
+    while _waiting:
+        pause.acquire(timeout=_AGAIN)
+        for fd in list(_waiting):
+            waiter = _waiting.get(fd)
+            if waiter is not None and not _has(waiter, fd):
+                _waits_no_more(fd, waiter)
+            elif waiter is not None:
+                try:
+                    _current().take(fd, waiter)
+                except (OSError, RuntimeError):
+                    break  # Still none to be had.
+
+
 def _after_fork() -> None:
-    global _watcher, _starting
-    _starting = threading.RLock()
+    global _watcher, _starting, _trying
+    _starting, _trying = threading.RLock(), _background.new_lock()
+    _waiting.clear()
     if _watcher is not None:
         _watcher.forget()
         _watcher = None
