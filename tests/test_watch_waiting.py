@@ -154,6 +154,7 @@ def test_those_that_are_gone_before_there_is_a_watcher_are_left_alone(peer: Peer
 _FORKED = """
 starve(2)
 ours = connected()
+wait_until(_watch._trying.locked)
 pid = os.fork()
 if pid == 0:
     assert not _watch._waiting
