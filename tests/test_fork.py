@@ -364,3 +364,32 @@ listener.close()
     for step in range(5):
         with Script(text, step * 2e-4) as script:
             script.join()
+
+
+def test_child_forked_while_a_thread_makes_the_watcher_makes_its_own() -> None:
+    text = """
+import os, signal, socket, threading, safesock
+from safesock import _watch
+server = socket.create_server(("127.0.0.1", 0))
+begun, over = threading.Event(), threading.Event()
+def start():
+    with _watch._starting:
+        begun.set()
+        over.wait(20)
+safesock.create_connection(server.getsockname(), 20).close()
+thread = threading.Thread(target=start)
+thread.start()
+assert begun.wait(20)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    sock = safesock.create_connection(server.getsockname(), 20)
+    assert _watch.watched() == {sock.fileno(): sock}
+    os._exit(0)
+over.set()
+thread.join()
+assert os.waitpid(pid, 0)[1] == 0
+server.close()
+"""
+    with Script(text) as script:
+        script.join()
