@@ -104,8 +104,8 @@ MOVES: Mapping[State, Mapping[Event, State]] = {
 # What the call that notices a loss does next.
 NEXT: Mapping[OnLoss, Event | None] = {"close": Event.CLOSE, "release": Event.END, "keep": None}
 
-# Whether the watcher, when the grace is over, has something to do there. With "keep" a loss is told,
-# and that is all; with "close" the call that told it may have been interrupted.
+# Whether the watcher, when the grace is over, has something to do there. With "keep" a loss is
+# told, and that is all; with "close" the call that told it may have been interrupted.
 _STEPS_IN = frozenset({State.OPEN, State.RESETTING, State.DYING})
 STEPS_IN: Mapping[OnLoss, frozenset[State]] = {
     "close": _STEPS_IN | {State.LOST},

@@ -100,10 +100,13 @@ class Watcher:
         """Many connections live for a moment only: they are spared two system calls, and the thread
         two awakenings, each in the middle of its owner's work."""
         fd = sock.fileno()
-        if fd < 0 or self._is_anothers(fd, sock):
+        if fd < 0:
             return  # Closed meanwhile.
-        entry = _entry(sock, _PEER_CLOSES, is_new=fd not in self._sockets)
+        before = self._sockets.get(fd)
+        entry = _entry(sock, _PEER_CLOSES, is_new=before is None)
         self._sockets[fd] = self._young[fd] = entry
+        if sock.fileno() != fd:
+            self._give_back(fd, entry, before)
         if not self._rung:
             try:
                 self._rung = True
@@ -115,13 +118,28 @@ class Watcher:
     def add(self, sock: Watched, connecting: bool) -> None:
         """Watches *sock*; with *connecting* it is told as well when that is done."""
         fd = sock.fileno()
-        if fd < 0 or self._is_anothers(fd, sock):
+        if fd < 0:
             return  # Closed meanwhile.
         self._young.pop(fd, None)
+        before = self._sockets.get(fd)
         entry = _entry(sock, _events(connecting))
         self._sockets[fd] = entry
-        if not self._register(fd, entry.events):
+        if sock.fileno() != fd:
+            self._give_back(fd, entry, before)
+        elif not self._register(fd, entry.events):
             self._sockets.pop(fd, None)
+
+    def _give_back(self, fd: int, entry: _Entry, before: _Entry | None) -> None:
+        """Another thread has closed the socket of *entry* meanwhile, and the number may be that of
+        *before*, which was there."""
+        if self._sockets.get(fd) is not entry:
+            return
+        if before is None or not _has(before, fd):
+            self._forget(fd)
+            return
+        self._sockets[fd] = before
+        self._young.pop(fd, None)
+        self._register(fd, before.events)
 
     def take(self, fd: int, waiter: _Entry) -> None:
         """Watches one that has waited; not if it was closed or forgotten meanwhile."""
