@@ -3,6 +3,7 @@ somebody else's, nobody is stuck, and nothing is left."""
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import socket
@@ -18,7 +19,7 @@ import kernel
 import pytest
 import storm
 from canary import Canary
-from peer import TIMEOUT, Peer
+from peer import TIMEOUT, Peer, PeerEnd
 from storm import Shared
 from tls_peer import Certificates
 
@@ -188,10 +189,12 @@ class Stranger:
     """A connection of somebody else that gets the number *fd*, which is free."""
 
     def __init__(self, peer: Peer, fd: int) -> None:
-        with socket.create_connection(peer.address, TIMEOUT) as made:
-            self.end = peer.accept()
-            os.dup2(made.fileno(), fd)
-        self.sock = socket.socket(fileno=fd)
+        self.sock = socket.create_connection(peer.address, TIMEOUT)
+        if self.sock.fileno() != fd:
+            with self.sock as made:
+                os.dup2(made.fileno(), fd)
+            self.sock = socket.socket(fileno=fd)
+        self.end = peer.accept()
 
     def __enter__(self) -> Stranger:
         return self
@@ -260,6 +263,44 @@ def test_release_by_abort_does_not_reset_a_stranger(
             assert kernel.state_of(stranger.sock) == "ESTABLISHED"
 
 
+def number_of_nobody() -> int:
+    """A new TCP socket's, far above the lowest free ones, which other threads get meanwhile."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+        return fcntl.fcntl(made.fileno(), fcntl.F_DUPFD_CLOEXEC, 500)
+
+
+def test_watcher_that_releases_by_abort_does_not_reset_a_stranger(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As above; the owner closes while the watcher is at it."""
+    connect = _abortive.load_connect()
+    assert connect is not None
+    calls: list[int] = []
+    strangers: list[Stranger] = []
+
+    def connect_late(fd: int) -> int:
+        calls.append(fd)
+        if len(calls) == 1:
+            sock.close()
+            if sock.fileno() < 0:
+                strangers.append(Stranger(peer, fd))
+        return connect(fd)
+
+    with peer.connected(Policy(Abort(), "release", watch=False)) as (sock, end):
+        connection = sock._connection
+        assert connection is not None
+        end.half_close()
+        kernel.wait_until(lambda: kernel.state_of(sock) == "CLOSE_WAIT", "its FIN is here")
+        monkeypatch.setattr(_abortive, "_connect", connect_late)
+        assert connection.step_in(sock)
+        assert calls
+        assert sock.fileno() < 0
+    for stranger in strangers:
+        with stranger:
+            assert kernel.state_of(stranger.sock) == "ESTABLISHED"
+    assert strangers == [], "the number was free while it was in use"
+
+
 class Hesitant(SafeSocket):
     """Lets others run when the watcher has asked for its number."""
 
@@ -280,16 +321,19 @@ def test_watcher_does_not_strike_off_who_got_the_number_meanwhile(peer: Peer, ca
     """Two threads close a socket, or one closes it while another one has connected it, and a third
     one gets its number."""
     news: list[SafeSocket] = []
+    ends: list[PeerEnd] = []
 
     def close_and_make() -> None:
         sock.close()
-        news.append(safesock.create_connection(peer.address, TIMEOUT, policy=Policy(grace=0)))
+        stranger = Stranger(peer, number)
+        ends.append(stranger.end)
+        news.append(safesock.wrap(stranger.sock, Policy(grace=0)))
 
     def while_another_one_closes() -> None:
         thread, _ = in_thread(close_and_make)
         join(thread)
 
-    with Hesitant(socket.AF_INET, socket.SOCK_STREAM) as sock:
+    with Hesitant(fileno=number_of_nobody()) as sock:
         sock.connect(peer.address)
         peer.accept()
         number = sock.fileno()
@@ -297,5 +341,5 @@ def test_watcher_does_not_strike_off_who_got_the_number_meanwhile(peer: Peer, ca
         getattr(_watch, call)(sock)
         with news[0] as other:
             assert other.fileno() == number
-            peer.accept().half_close()
+            ends[0].half_close()
             kernel.wait_until(lambda: other.loss is not None, "the watcher sees the FIN")
