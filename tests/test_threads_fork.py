@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
 import pytest
-from process import Script
+from peer import TIMEOUT, Peer
+from process import Script, in_child
+
+import safesock
+from safesock import Policy, _connection, _enforce, _hub, _story, _ward
 
 _PROGRAM = """
 import faulthandler, multiprocessing, os, signal, socket, sys, tenacity, threading, time, safesock
@@ -143,3 +155,65 @@ def test_forks_of_a_program_with_threads() -> None:
 def test_many_forks_of_a_program_with_threads() -> None:
     with Script(_PROGRAM, 60) as script:
         assert script.join() == "done\n"
+
+
+# A lock that another thread holds ---------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def held_by_a_thread(lock: Any) -> Iterator[None]:
+    is_held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            is_held.set()
+            over.wait(3 * TIMEOUT)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert is_held.wait(TIMEOUT)
+        yield
+    finally:
+        over.set()
+        thread.join(TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(_story, "_lock"), (_hub, "_lock"), (_enforce, "_lock"), (_ward, "_claiming")],
+    ids=lambda one: one.__name__ if isinstance(one, ModuleType) else one,
+)
+def test_a_lock_of_the_parents_is_open_in_the_child(
+    peer: Peer, module: ModuleType, name: str
+) -> None:
+    def child() -> None:
+        signal.alarm(int(TIMEOUT))
+        told: list[object] = []
+        with safesock.subscribe(told.append), safesock.enforce():
+            safesock.create_connection(peer.address, TIMEOUT).close()
+            with socket.create_connection(peer.address, TIMEOUT):
+                pass
+        assert told
+
+    with safesock.subscribe(lambda _: None):
+        safesock.create_connection(peer.address, TIMEOUT).close()  # What is imported once.
+        with held_by_a_thread(getattr(module, name)):
+            in_child(child)
+
+
+def test_a_child_does_not_wait_for_who_is_at_a_connection_in_the_parent(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connection, "_PATIENCE", 3 * TIMEOUT)
+
+    def child() -> None:
+        signal.alarm(int(TIMEOUT))
+        sock.close()
+        assert sock.fileno() == -1
+
+    with peer.connected(Policy(watch=False)) as (sock, _):
+        connection = sock._connection
+        assert connection is not None
+        with held_by_a_thread(connection._lock()):
+            in_child(child)
