@@ -140,21 +140,38 @@ def is_asleep(thread: threading.Thread | int) -> bool:
 
 def descriptors() -> set[int]:
     """The descriptors that are open in this process."""
-    return {int(name) for name in os.listdir("/proc/self/fd")} - {_listing()}
+    return set(_named())
 
 
 def left_open(before: set[int]) -> list[str]:
-    """What has been opened since, but for what the watcher has for itself, and made once."""
+    """What has been opened since, but for what the watcher has for itself, and made once.
+
+    A socket is told at once; what is none only where it stays, as other threads open files for a
+    moment, such as one that looks up a name.
+    """
+    found = _since(before)
+    until = time.monotonic() + 1
+    while found and time.monotonic() < until:
+        if sockets := [name for _, name in found if name.startswith("socket:")]:
+            return sockets
+        time.sleep(0.002)
+        found &= _since(before)
+    return [name for _, name in found]
+
+
+def _since(before: set[int]) -> set[tuple[int, str]]:
     watcher = _watch._watcher
     own = set() if watcher is None else {watcher._epoll.fileno(), watcher._bell, watcher._rope}
-    return [os.readlink(f"/proc/self/fd/{fd}") for fd in descriptors() - before - own]
+    return {(fd, name) for fd, name in _named().items() if fd not in before | own}
 
 
-def _listing() -> int:
-    # listdir itself opens the lowest free number, and closes it again.
-    fd = os.open("/", os.O_RDONLY)
-    os.close(fd)
-    return fd
+def _named() -> dict[int, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        # What is closed meanwhile is not open: by now that is so of what listdir itself opened.
+        with contextlib.suppress(FileNotFoundError):
+            found[int(number)] = os.readlink(f"/proc/self/fd/{number}")
+    return found
 
 
 def wait_until(

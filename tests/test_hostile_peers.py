@@ -352,7 +352,7 @@ def _nothing_is_left() -> Iterator[None]:
     descriptors, threads = kernel.descriptors(), set(threading.enumerate())
     yield
     kernel.wait_until(lambda: set(threading.enumerate()) == threads, "the threads have ended")
-    assert kernel.descriptors() <= descriptors
+    assert kernel.left_open(descriptors) == []
 
 
 # What becomes of it ------------------------------------------------------------------------------

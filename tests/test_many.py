@@ -194,7 +194,7 @@ def come_back(count: int, wait: tenacity.wait.wait_base) -> list[float]:
             for life in lives:
                 life.result(TIMEOUT)
         kernel.wait_until(lambda: not clients.states(), "nothing is left")
-        assert kernel.descriptors() <= descriptors  # The pipes to the server are closed.
+        assert kernel.left_open(descriptors) == []  # The pipes to the server are closed.
     return sorted(clients.tries)
 
 

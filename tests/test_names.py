@@ -303,10 +303,11 @@ def client(namespace: Namespace) -> Iterator[Client]:
 
 @pytest.fixture
 def host(namespace: Namespace, client: Client) -> Iterator[Host]:
-    before = kernel.descriptors(), set(threading.enumerate())
+    before, threads = kernel.descriptors(), set(threading.enumerate())
     with contextlib.ExitStack() as stack:
         yield Host(namespace, client, stack)
-    assert (kernel.descriptors(), set(threading.enumerate())) == before
+    assert kernel.left_open(before) == []
+    assert set(threading.enumerate()) == threads
 
 
 # Which addresses ---------------------------------------------------------------------------------
