@@ -9,11 +9,13 @@ packets (nftables). Meanwhile signals arrive in their system calls, and their ha
 then; descriptors run out (EMFILE), memory for buffers does (ENOBUFS), and the clock jumps.
 
 After each round of connections every client has, as it had before: no connection in CLOSE_WAIT,
-the same descriptors, threads and tasks; at the end, the same memory. Every byte is accounted for:
-no two connections carry the same, and what a client and the proxy have counted must be what the
-contract promises (`chaos.ledger` has the rules). The first thing that is not as promised ends the
-run, with status 1 and how to repeat it. The seed decides on sizes, faults and positions; not on how
-the kernel interleaves the processes, so a fault that hangs on that may take several runs.
+the same descriptors, threads and tasks; at the end, the same memory. Of connections by way of the
+proxy every byte is accounted for; those straight to the server, which is killed, are only watched
+for what they leave. No two connections carry the same bytes, and what a client and the proxy have
+counted must be what the contract promises (`chaos.ledger` has the rules). The first thing that is
+not as promised ends the run, with status 1 and how to repeat it. The seed decides on sizes, faults
+and positions; not on how the kernel interleaves the processes, so a fault that hangs on that may
+take several runs.
 
 Links and packets are lost in network namespaces of the run's own, which takes root, ip(8) and
 nft(8); without, it runs on loopback, and says what was left out. What is simulated: the clock's
@@ -35,3 +37,5 @@ from pathlib import Path
 
 # The network namespaces are those of the tests.
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+KINDS = ("blocking", "asyncio", "uvloop", "enforced")

@@ -17,7 +17,7 @@ from typing import IO
 import netns
 import trustme
 
-from chaos.worker import KINDS
+from chaos import KINDS
 
 _ROOT = Path(__file__).parent.parent
 # Of a hundred packets, those that are lost in bad times.
@@ -171,7 +171,15 @@ class Disturbances:
 
 def _nft(host: netns.Namespace, text: str) -> None:
     with host.entered():
-        subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True, capture_output=True)
+        # In a group of its own: Ctrl-C is not for it.
+        subprocess.run(
+            ["nft", "-f", "-"],
+            input=text,
+            text=True,
+            check=True,
+            capture_output=True,
+            process_group=0,
+        )
 
 
 def _write_certificates(folder: Path) -> None:

@@ -7,20 +7,27 @@ import json
 import random
 import selectors
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from chaos import KINDS
 from chaos.arena import Arena, Process, arena, why_no_network
+from chaos.interruption import Interruption
 from chaos.ledger import Ledger
-from chaos.worker import KINDS
 
 # Seconds for the clients' last round, and for the proxy's last connections.
 _LAST_ROUND, _LAST_LINKS = 150, 30
 _LARGE = 1 << 16
 # And for as many connections as there have to be.
-_PATIENCE = 120.0
+PATIENCE = 120.0
+_WORD = 10.0
+
+
+class _AtOnceError(Exception):
+    """The run is to end without what is usually done then."""
 
 
 class Run:
@@ -28,23 +35,33 @@ class Run:
     connections, where the machine is slow."""
 
     def __init__(
-        self, seed: str, seconds: float, kinds: tuple[str, ...] = KINDS, at_least: int = 0
+        self,
+        seed: str,
+        seconds: float,
+        kinds: tuple[str, ...] = KINDS,
+        at_least: int = 0,
+        interruption: Interruption | None = None,
     ) -> None:
         self.seed, self.seconds, self.kinds, self.at_least = seed, seconds, kinds, at_least
         self.ledger = Ledger()
         self.broken: list[str] = []
-        self.interrupted = False
-        self.left_out = why_no_network()
+        self.left_out: str | None = None
         self.elapsed = 0.0
         self.told: dict[str, dict[str, Any]] = {}
         self.ends: dict[str, dict[str, Any]] = {}
         self.disturbed: Counter[str] = Counter()
+        self._interruption = interruption or Interruption()
         self._rng = random.Random(f"{seed} run")
         self._selector = selectors.DefaultSelector()
         self._rest: dict[Process, bytes] = {}
         self._ready: set[str] = set()
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._is_ending = False
+        self._began = self._said = time.monotonic()
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interruption.asked
 
     def counts(self, which: str = "counts") -> Counter[str]:
         """Those of all clients together."""
@@ -54,15 +71,15 @@ class Run:
         return total
 
     def go(self) -> None:
-        begin = time.monotonic()
+        self.left_out = why_no_network()
+        self._began = self._said = time.monotonic()
         with arena(self.seed) as made:
-            self._go(made)
-            self.elapsed = time.monotonic() - begin
+            # Whatever is asked for, the arena is left as any other: nothing of it stays behind.
+            with contextlib.suppress(_AtOnceError):
+                if not self.interrupted:
+                    self._go(made)
+            self.elapsed = time.monotonic() - self._began
         self.broken += self.ledger.broken
-
-    def interrupt(self) -> None:
-        """Ends it soon, in order: from a signal handler, in the middle of anything."""
-        self.interrupted = True
 
     def _go(self, made: Arena) -> None:
         proxy, clients = self._begin(made)
@@ -75,7 +92,7 @@ class Run:
         end = time.monotonic() + self.seconds
         while self._may_go_on(clients, end):
             self._turn()
-        end += _PATIENCE
+        end += PATIENCE
         while self.counts()["connections"] < self.at_least and self._may_go_on(clients, end):
             self._turn()
         if (made_so_far := self.counts()["connections"]) < self.at_least and not self.interrupted:
@@ -166,12 +183,20 @@ class Run:
         self._selector.register(process.lines, selectors.EVENT_READ, process)
 
     def _turn(self) -> None:
+        """Raises `_AtOnceError` where that is wanted."""
+        if self._interruption.at_once:
+            raise _AtOnceError
         for key, _ in self._selector.select(0.05):
             self._read(key.data)
         now = time.monotonic()
         for timer in [timer for timer in self._timers if timer[0] <= now and not self._is_ending]:
             self._timers.remove(timer)
             timer[1]()
+        if now - self._said >= _WORD:
+            self._said = now
+            made = self.counts()["connections"]
+            words = f"{now - self._began:.0f} s: {made:,} connections so far"
+            print(words, file=sys.stderr, flush=True)
 
     def _read(self, process: Process) -> None:
         data = process.lines.read1(_LARGE)  # type: ignore[attr-defined]

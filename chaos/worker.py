@@ -81,7 +81,6 @@ LOOPS: dict[str, Callable[[], Callable[[], asyncio.AbstractEventLoop]]] = {
     "asyncio": lambda: asyncio.SelectorEventLoop,
     "uvloop": _uvloop,
 }
-KINDS = ("blocking", "asyncio", "uvloop", "enforced")
 
 
 class Worker:
@@ -96,6 +95,7 @@ class Worker:
     def run(self) -> None:
         with safesock.subscribe(self._hear):
             self._warm_up()
+            self._report()
             before = _State()
             tell("ready")
             while not is_over():
@@ -144,7 +144,9 @@ class _State:
     def __init__(self) -> None:
         gc.collect()
         self.descriptors = kernel.descriptors()
-        self.threads = len(os.listdir("/proc/self/task"))
+        self.threads = _threads()
+        self.close_wait = len(_close_wait())
+        self.tasks = len(_tasks())
         self.blocks = sys.getallocatedblocks()
         self.resident = _resident()
 
@@ -154,12 +156,15 @@ class _State:
         for what, left in (
             ("connections in CLOSE_WAIT", _close_wait),
             ("descriptors", lambda: kernel.left_open(self.descriptors)),
-            ("threads", lambda: range(self.threads, len(os.listdir("/proc/self/task")))),
+            ("threads", lambda: range(self.threads, _threads())),
+            ("tasks", _tasks),
         ):
             try:
                 kernel.wait_until(lambda left=left: not left(), what)  # type: ignore[misc]
             except AssertionError:
                 raise BrokenPromiseError(f"left over: {what}: {list(left())}") from None
+        # One that was only passing by when it was counted is no room for one that is left.
+        self.threads = min(self.threads, _threads())
 
     def compare_memory(self, connections: int) -> None:
         """Raises `BrokenPromiseError` where what was left would add up."""
@@ -173,6 +178,8 @@ class _State:
         return {
             "descriptors": len(self.descriptors),
             "threads": self.threads,
+            "close_wait": self.close_wait,
+            "tasks": self.tasks,
             "blocks": self.blocks,
             "resident": self.resident,
         }
@@ -187,6 +194,16 @@ _BYTES, _BYTES_EACH = 8_000_000, 20
 def _resident() -> int:
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _tasks() -> list[object]:
+    """Those that have not ended, of whatever loop, made since the warm-up."""
+    alive = (one for one in gc.get_objects() if issubclass(type(one), asyncio.Task))
+    return [task for task in alive if not task.done()]
 
 
 def _close_wait() -> list[str]:

@@ -207,7 +207,16 @@ def _remove_those_of_the_dead() -> None:
 
 
 def _run(*command: str, text: str = "") -> None:
-    subprocess.run(command, input=text, capture_output=True, check=True, text=True, timeout=60)
+    # In a group of its own: Ctrl-C is for whoever made the namespaces, and removes them.
+    subprocess.run(
+        command,
+        input=text,
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+        process_group=0,
+    )
 
 
 def _setns(fd: int) -> None:
