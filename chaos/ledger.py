@@ -22,6 +22,11 @@ from typing import Any, TypeAlias
 Record: TypeAlias = dict[str, Any]
 # Of the peer's ends those at which it has read all that came.
 _READ_ALL = ("fin", "rst")
+_TOLD, _UNREAD, _NOT_TOLD = _SHORT = (
+    "bytes not acknowledged, and told so",
+    "bytes acknowledged, and not read by the peer",
+    "bytes lost where no report tells of it",
+)
 
 
 class Ledger:
@@ -30,7 +35,10 @@ class Ledger:
     def __init__(self) -> None:
         self.broken: list[str] = []
         self.checked = self.exact = self.nameless = 0
-        self.sent = self.received = 0
+        # Bytes, of connections whose own count is exact: how many that is not, `in_part` says.
+        self.sent = self.received = self.in_part = 0
+        # Why bytes that were sent have not been received.
+        self.short: Counter[str] = Counter(dict.fromkeys(_SHORT, 0))
         self.faults: Counter[str] = Counter()
         self._clients: dict[tuple[int, int], Record] = {}
         self._peers: dict[tuple[int, int], Record] = {}
@@ -57,6 +65,11 @@ class Ledger:
         else:
             self._check(client, record)
 
+    @property
+    def unmatched(self) -> int:
+        """What clients have told, and the peer has not yet."""
+        return len(self._clients)
+
     def finish(self) -> None:
         """Nothing more comes. What clients have told and the peer has not must have ended before
         the peer knew who it was. (The peer may know of more: of attempts that failed.)"""
@@ -79,8 +92,18 @@ class Ledger:
         if client["least"] == client["most"]:
             self.sent += client["most"]
             self.received += peer["received"]
+            self._explain(client["most"] - peer["received"], client["unacknowledged"])
+        else:
+            self.in_part += 1
         for what in faults_of(client, peer):
             self._breaks(what, client, peer)
+
+    def _explain(self, short: int, unacknowledged: int | None) -> None:
+        if unacknowledged is None:
+            self.short[_NOT_TOLD] += short
+        else:
+            self.short[_TOLD] += (told := min(short, unacknowledged))
+            self.short[_UNREAD] += short - told
 
     def _breaks(self, what: str, client: Record, peer: Record) -> None:
         self.broken.append(f"{what}: the client {client}, the peer {peer}")

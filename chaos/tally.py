@@ -34,6 +34,8 @@ _ERRNOS = {
 
 
 ANY = 1 << 62
+# What is counted of the connections that are in no ledger: how many there were.
+STRAIGHT = "straight to the server"
 
 
 class BrokenPromiseError(Exception):
@@ -117,10 +119,11 @@ class Tally:
         where it closes with input unread."""
         self.counts["connections"] += 1
         cause = None if report is None else report.cause.name
-        self.losses[cause or "not recorded"] += 1
+        self.losses[cause or _why_not_told(account, is_plain)] += 1
         if report is not None:
             self._judge(account, loss, report)
         if peer == "server":
+            self.counts[STRAIGHT] += 1
             return
         least, most = account.least, account.most
         if account.tls:
@@ -163,6 +166,15 @@ class Tally:
             raise BrokenPromiseError(f"{where}: lost after it was closed: {loss}, {report}")
         if isinstance(report.mode, Linger):
             self.counts["lingered"] += 1
+
+
+def _why_not_told(account: Account, is_plain: bool) -> str:
+    """Where there is no report."""
+    if is_plain:
+        return "by other people's clients, under enforce: not told"
+    if account.struck:
+        return "closed while a signal handler raised: not told"
+    return "forgotten by their owner: not told"
 
 
 def _tiny(rng: random.Random) -> int:

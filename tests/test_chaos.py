@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kernel
 import pytest
 
-from chaos import faults, stream
+import chaos.run
+from chaos import faults, stream, tally, worker
 from chaos.__main__ import main
 from chaos.arena import why_no_network
+from chaos.interruption import Interruption
 from chaos.ledger import Ledger
-from chaos.tally import Account, BrokenPromiseError
+from chaos.run import Run
+from chaos.summary import as_json, as_text
+from chaos.tally import Account, BrokenPromiseError, Tally
+from safesock import Policy
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300
@@ -121,12 +132,146 @@ def test_bytes_of_another_connection_are_found() -> None:
         account.reads(bytes(stream.down(1)[10:1001]))
 
 
+# What is left, and what is told of it ------------------------------------------------------------
+
+
+def passing_thread(over: threading.Event) -> threading.Thread:
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    return thread
+
+
+def end(thread: threading.Thread, over: threading.Event) -> None:
+    over.set()
+    thread.join()
+    path = f"/proc/self/task/{thread.native_id}"
+    kernel.wait_until(lambda: not os.path.exists(path), "the thread has ended")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(condition: Any, what: str) -> None:
+        assert condition(), what
+
+    monkeypatch.setattr(kernel, "wait_until", look)
+
+
+def test_a_thread_that_was_passing_by_is_no_room_for_one_that_is_left(
+    request: pytest.FixtureRequest,
+) -> None:
+    over = threading.Event()
+    passing = passing_thread(over)
+    state = worker._State()
+    end(passing, over)
+    state.compare()
+    over = threading.Event()
+    left = passing_thread(over)
+    request.getfixturevalue("impatient")
+    try:
+        with pytest.raises(BrokenPromiseError, match="left over: threads"):
+            state.compare()
+    finally:
+        over.set()
+        left.join()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_task_that_is_left_is_found() -> None:
+    loop = asyncio.new_event_loop()
+    state = worker._State()
+    assert state.seen()["tasks"] == 0
+    task = loop.create_task(asyncio.sleep(0))
+    assert worker._State().seen()["tasks"] == 1
+    with pytest.raises(BrokenPromiseError, match="left over: tasks"):
+        state.compare()
+    loop.run_until_complete(task)
+    loop.close()
+    state.compare()
+
+
+def a_run(interruption: Interruption | None = None) -> Run:
+    run = Run("1", 60, interruption=interruption)
+    run.told["blocking 0"] = {"counts": {"connections": 1234}, "losses": {}, "expected": {}}
+    return run
+
+
+def test_the_summary_shows_what_the_last_look_has_seen() -> None:
+    run = a_run()
+    before = dict.fromkeys(worker._State().seen(), 0)
+    run.ends["asyncio 1"] = {
+        "rounds": 9,
+        "before": before,
+        "after": before | {"close_wait": 3, "tasks": 4, "threads": 5},
+    }
+    assert "9 rounds: CLOSE_WAIT 3, tasks 4, descriptors +0, threads +5" in as_text(run)
+
+
+def test_connections_and_bytes_of_the_summary_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    counted = Tally(random.Random(1))
+    for peer in ("server", "server", "proxy"):
+        counted.ended(Account(9), 1, None, None, Policy(), peer=peer)
+    run = a_run()
+    told = json.loads(capsys.readouterr().out)
+    assert told.pop("kind") == "client"
+    run.ledger.client(told)  # Of which the peer knows nothing.
+    for number, (client, peer) in enumerate(
+        (
+            ({}, {}),
+            (ABORTED | {"unacknowledged": 60}, {"end": "rst", "received": 70}),
+            (ABORTED | {"unacknowledged": 10}, {"end": "own", "received": 70}),
+            (ABORTED | {"unacknowledged": None}, {"end": "own", "received": 95}),
+            (ABORTED | {"least": 60}, {"end": "rst", "received": 70}),
+        )
+    ):
+        run.ledger.client({**CLIENT, **client, "token": number})
+        run.ledger.peer({**PEER, **peer, "token": number})
+        counted.counts["connections"] += 1
+    run.ledger.client({**CLIENT, "token": 5})
+    counted.counts["connections"] += 1
+    run.told["blocking 0"] |= {"counts": counted.counts, "losses": counted.losses}
+    for unmatched, nameless in ((2, 0), (0, 2)):
+        found = as_json(run)
+        accounted = found["accounted"]
+        assert found["connections"] == 9
+        assert accounted == {
+            "with the peer's count": 5,
+            "of these to the byte": 1,
+            "of these by bounds only, and not in the bytes": 1,
+            "ended before the peer knew them": nameless,
+            "straight to the server: not counted": 2,
+            "not matched, as the run was cut short": unmatched,
+            "bytes accepted": 400,
+            "bytes received": 100 + 70 + 70 + 95,
+            "bytes not acknowledged, and told so": 30 + 10,
+            "bytes acknowledged, and not read by the peer": 20,
+            "bytes lost where no report tells of it": 5,
+        }
+        run.ledger.finish()
+
+
+def test_why_a_loss_is_not_told_is_told() -> None:
+    counted = Tally(random.Random(1))
+    for struck, is_plain in ((False, True), (True, False), (False, False)):
+        account = Account(1, struck=struck)
+        counted.ended(account, 1, None, None, Policy(), peer="server", is_plain=is_plain)
+    assert dict(counted.losses) == {
+        "by other people's clients, under enforce: not told": 1,
+        "closed while a signal handler raised: not told": 1,
+        "forgotten by their owner: not told": 1,
+    }
+    assert counted.counts[tally.STRAIGHT] == 3
+
+
+# The command -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
         ("--seconds", "0", "takes seconds, above 0"),
         ("--seconds", "nan", "takes seconds, above 0"),
         ("--seed", "x", "invalid"),
+        ("--at-least", "-3", "takes a number, from 0"),
         ("--only", "it", "invalid"),
         ("--json", "/nowhere/at/all", "cannot be written"),
     ],
@@ -135,8 +280,100 @@ def test_wrong_arguments_are_told(
     option: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main([option, value])
+        main([f"{option}={value}"])
     assert f"argument {option}: {words}" in capsys.readouterr().err
+
+
+BARE = """
+import runpy, sys
+sys.modules["trustme"] = sys.modules["uvloop"] = None
+runpy.run_module("chaos", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_help_takes_no_extra_and_names_the_exit_statuses() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", BARE, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    words = " ".join(ended.stdout.split())
+    assert "for at most 120 s more; else status 1" in words
+    assert "130, it was interrupted" in words
+    assert chaos.run.PATIENCE == 120
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those that a command sets are gone when the test is over."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is over at once, and not as promised."""
+    monkeypatch.setattr(Run, "go", lambda run: run.broken.append("a promise"))
+
+
+@pytest.mark.usefixtures("handlers", "goes")
+@pytest.mark.parametrize("package", ["trustme", "uvloop"])
+def test_a_missing_package_is_told_with_what_brings_it(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert f"error: it takes {package}: pip install -e '.[test]'" in capsys.readouterr().err
+    if package == "uvloop":
+        assert main(["--only", "blocking"]) == 1
+
+
+@pytest.mark.usefixtures("handlers", "goes")
+def test_how_to_repeat_it_has_all_the_options_that_were_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--seconds=5", "--only=blocking", "--only=asyncio", "--times=2", "--at-least=9"]
+    assert main([*given, "--seed", "7"]) == 1
+    assert f"Once more: python -m chaos {' '.join(given)} --seed 7\n" in capsys.readouterr().err
+    file = str(tmp_path / "two words")
+    assert main(["--json", file]) == 1
+    seed = json.loads(Path(file).read_text(encoding="utf-8"))["seed"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"Once more: python -m chaos --json '{file}' --seed {seed}"
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_first_signal_asks_and_the_second_ends_at_once(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    interruption = Interruption()
+    interruption.listen()
+    run = a_run(interruption)
+    run._turn()
+    assert not run.interrupted
+    signal.raise_signal(signal.SIGINT)
+    assert run.interrupted
+    words = "interrupted: it ends in order; once more ends it at once\n"
+    assert capfd.readouterr().err == words
+    run._turn()
+    signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(chaos.run._AtOnceError):
+        run._turn()
+
+
+def test_a_run_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run()
+    run._turn()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(chaos.run, "_WORD", 0.0)
+    run._turn()
+    assert capsys.readouterr().err.endswith(" s: 1,234 connections so far\n")
 
 
 def command(*arguments: str) -> list[str]:
@@ -184,3 +421,44 @@ def test_control_c_ends_it_with_what_there_is(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "; interrupted" in printed
     assert json.loads(file.read_text(encoding="utf-8"))["interrupted"] is True
+
+
+@pytest.mark.campaign
+@pytest.mark.once
+def test_control_c_twice_ends_it_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command("--seconds", "600"),
+        cwd=ROOT,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("seed ")
+        kernel.wait_until(lambda: list(tmp_path.iterdir()), "the arena is made", timeout=TIMEOUT)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("interrupted: ")
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert "; interrupted" in printed
+    assert said == ""
+    assert list(tmp_path.iterdir()) == []
+    assert list(Path("/run/netns").glob(f"safesock-{process.pid}-*")) == []
+
+
+@pytest.mark.campaign
+@pytest.mark.once
+def test_control_c_before_anything_has_begun_is_no_traceback() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command(), cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("seed ")
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130
+    assert "; interrupted" in printed
+    assert said == "interrupted: it ends in order; once more ends it at once\n"
