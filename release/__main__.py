@@ -53,6 +53,9 @@ def tell(what: str, check: Callable[[Path], list[str]], of: Path) -> int:
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", None) or "").strip().splitlines()[-1:]
         found = [" ".join([f"cannot be checked: {error}", *said])]
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        found = [f"cannot be checked: it takes {package}: pip install -e '.[release]'"]
     print(f"{'wrong' if found else 'ok':5}  {what}", flush=True)
     for problem in found:
         print(f"       {problem}", flush=True)
@@ -66,6 +69,7 @@ def check_what_is_built(folder: Path) -> int:
 
         def same_twice(folder: Path) -> list[str]:
             packed = Path(work, "commit.tar")
+            tree.be_checkout(folder)
             built.pack(folder, packed)
             built.build(packed, first, umask=0o022, seconds=0)
             built.build(packed, second, umask=0o077, seconds=86_400)
@@ -79,7 +83,10 @@ def check_what_is_built(folder: Path) -> int:
             ("the metadata is what an index takes", lambda _: built.metadata_of(first / "dist")),
             ("the wheel can be installed and used", installs),
         ):
-            problems += tell(what, check, folder)
+            if built.is_complete(first / "dist"):
+                problems += tell(what, check, folder)
+            else:
+                print(f"{'-':5}  {what}: not checked, as nothing was built", flush=True)
         for path in sorted(first.glob("dist/*")):
             print(f"{built.sha256(path)}  {path.name}")
         return problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.parser
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -24,7 +25,10 @@ def pack(folder: Path, packed: Path) -> None:
 
 def build(packed: Path, into: Path, *, umask: int, seconds: int) -> None:
     """Unpacks it in a folder of its own, as a checkout with this umask would have, so many seconds
-    ago, and builds sdist and wheel there, in `dist`."""
+    ago, and builds sdist and wheel there, in `dist`. Raises ModuleNotFoundError."""
+    for name in ("build", "hatchling"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
     into.mkdir(parents=True)
     with tarfile.open(packed) as archive:
         archive.extractall(into, filter="data")
@@ -37,11 +41,15 @@ def build(packed: Path, into: Path, *, umask: int, seconds: int) -> None:
     _run(*command, str(into), umask=umask)
 
 
+def is_complete(dist: Path) -> bool:
+    """Whether there is an sdist, and a wheel."""
+    return sorted(path.suffix for path in dist.glob("*")) == [".gz", ".whl"]
+
+
 def differences(first: Path, second: Path) -> list[str]:
     """Between two folders of what was built."""
     names = {path.name for folder in (first, second) for path in folder.glob("*")}
-    kinds = sorted(Path(name).suffix for name in names)
-    if kinds != [".gz", ".whl"]:
+    if sorted(Path(name).suffix for name in names) != [".gz", ".whl"]:
         return [f"an sdist and a wheel were to be built, and not {', '.join(sorted(names))}"]
     return [
         f"{name} comes out otherwise each time: {sha256(first / name)}, {sha256(second / name)}"

@@ -85,6 +85,15 @@ def changes(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
+def be_checkout(folder: Path) -> None:
+    """Raises OSError where it is none."""
+    command = ["git", "-C", str(folder), "rev-parse", "--git-dir"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:
+        raise OSError(" ".join([f"{folder} is no git checkout:", *asked.stderr.splitlines()[-1:]]))
+
+
 def _git(folder: Path, *arguments: str) -> str:
+    be_checkout(folder)
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -139,7 +139,10 @@ def test_what_git_says_is_told_of(copy: Path, capsys: pytest.CaptureFixture[str]
         assert command.main(["--quick", str(copy)]) == status
         return capsys.readouterr().out
 
-    assert "cannot be checked" in told(1)
+    no_checkout = f"cannot be checked: {copy} is no git checkout: fatal: "
+    assert told(1).count(no_checkout) == 2
+    assert command.check_what_is_built(copy) == 1
+    assert no_checkout in capsys.readouterr().out
     committed(copy)
     right = re.findall(r"^(\w+) +(.*)$", told(0), re.MULTILINE)
     assert right == [("ok", what) for what in command.TREE]
@@ -235,6 +238,33 @@ def test_builds_that_differ_are_told_of_by_name(tmp_path: Path) -> None:
     assert built.differences(*folders) == [
         "an sdist and a wheel were to be built, and not safesock.tar.gz"
     ]
+
+
+@needs_git
+@pytest.mark.parametrize("package", ["build", "hatchling"])
+def test_without_what_builds_nothing_more_is_checked(
+    package: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("build", "hatchling"):
+        found = None if name == package else sys
+        monkeypatch.setitem(sys.modules, name, found)  # type: ignore[arg-type]
+    assert command.main([str(committed(copy))]) == 1
+    _, _, printed = capsys.readouterr().out.partition("wrong  ")
+    assert printed.splitlines() == [
+        "two builds give the same bytes",
+        f"       cannot be checked: it takes {package}: pip install -e '.[release]'",
+        "-      the metadata is what an index takes: not checked, as nothing was built",
+        "-      the wheel can be installed and used: not checked, as nothing was built",
+    ]
+
+
+def test_what_judges_the_metadata_is_named_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "packaging.metadata", None)  # type: ignore[arg-type]
+    assert command.tell("the metadata", lambda _: built.metadata_problems(METADATA), ROOT) == 1
+    told = "it takes packaging: pip install -e '.[release]'"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.campaign
