@@ -214,17 +214,16 @@ def test_connections_and_bytes_of_the_summary_agree(capsys: pytest.CaptureFixtur
     told = json.loads(capsys.readouterr().out)
     assert told.pop("kind") == "client"
     run.ledger.client(told)  # Of which the peer knows nothing.
-    for number, (client, peer) in enumerate(
-        (
-            ({}, {}),
-            (ABORTED | {"unacknowledged": 60}, {"end": "rst", "received": 70}),
-            (ABORTED | {"unacknowledged": 10}, {"end": "own", "received": 70}),
-            (ABORTED | {"unacknowledged": None}, {"end": "own", "received": 95}),
-            (ABORTED | {"least": 60}, {"end": "rst", "received": 70}),
-        )
-    ):
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {}),
+        (ABORTED | {"unacknowledged": 60}, {"end": "rst", "received": 70}),
+        (ABORTED | {"unacknowledged": 10}, {"end": "own", "received": 70}),
+        (ABORTED | {"unacknowledged": None}, {"end": "own", "received": 95}),
+        (ABORTED | {"least": 60}, {"end": "rst", "received": 70}),
+    ]
+    for number, (client, peer_of_it) in enumerate(pairs):
         run.ledger.client({**CLIENT, **client, "token": number})
-        run.ledger.peer({**PEER, **peer, "token": number})
+        run.ledger.peer({**PEER, **peer_of_it, "token": number})
         counted.counts["connections"] += 1
     run.ledger.client({**CLIENT, "token": 5})
     counted.counts["connections"] += 1
@@ -353,7 +352,6 @@ def test_the_first_signal_asks_and_the_second_ends_at_once(
     interruption.listen()
     run = a_run(interruption)
     run._turn()
-    assert not run.interrupted
     signal.raise_signal(signal.SIGINT)
     assert run.interrupted
     words = "interrupted: it ends in order; once more ends it at once\n"

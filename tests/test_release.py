@@ -261,7 +261,7 @@ def test_without_what_builds_nothing_more_is_checked(
 def test_what_judges_the_metadata_is_named_where_it_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "packaging.metadata", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "packaging.metadata", None)
     assert command.tell("the metadata", lambda _: built.metadata_problems(METADATA), ROOT) == 1
     told = "it takes packaging: pip install -e '.[release]'"
     assert told in capsys.readouterr().out
