@@ -12,12 +12,11 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import alone, charts, page
+from benchmarks import alone, arguments, charts, page
 from benchmarks.results import Results
 
 # In the order in which they run. Each is a module with `rows(quick)`, which gives its rows.
@@ -45,15 +44,14 @@ _STATUS = """exit status: 0, also where a bar is missed, as machines are noisy; 
 failed, or, with --strict, a bar is missed; 2 for wrong arguments."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = _parser()
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_args(words)
     try:
-        _check(chosen)
-        if chosen.results is None:
-            results = _measured(chosen.only or BENCHMARKS, chosen.quick)
+        results = _check(chosen)
+        if results is None:
+            results = _measured(chosen)
         else:
-            results = Results.from_json(chosen.results.read_text(encoding="utf-8"))
             for row in results.all_rows():
                 print(row)
         _write(results, chosen)
@@ -89,44 +87,56 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(chosen: argparse.Namespace) -> None:
-    """All that may be wrong is told before minutes have passed. Raises ValueError or OSError."""
+def _check(chosen: argparse.Namespace) -> Results | None:
+    """All that may be wrong is told before minutes have passed. Raises ValueError. What there is
+    already, by --from."""
     if chosen.results is not None and (chosen.quick or chosen.only or chosen.json):
         raise ValueError("--from measures nothing: it goes with --charts and --page only")
+    if chosen.only and chosen.page is not None:
+        raise ValueError("--page takes the results of all: with --only its tables would be a part")
     if chosen.json is not None:
-        if chosen.json.is_dir():
-            raise ValueError(f"--json takes a file: {chosen.json} is a folder")
-        with tempfile.TemporaryFile(dir=chosen.json.parent):
-            pass  # Or it raises.
+        arguments.check_file("--json", chosen.json)
     if chosen.page is not None:
-        page.with_results(chosen.page.read_text(encoding="utf-8"), Results.here(quick=True))
+        arguments.check_page(
+            "--page", chosen.page, lambda text: page.with_results(text, Results.here(quick=True))
+        )
     if chosen.charts is not None:
-        if not charts.are_possible():
-            raise ValueError("--charts takes matplotlib: pip install -e '.[bench]'")
-        chosen.charts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=chosen.charts):
-            pass
-    for name in (chosen.only or BENCHMARKS) if chosen.results is None else ():
+        arguments.check_drawing("--charts")
+        arguments.check_folder("--charts", chosen.charts)
+    if chosen.results is not None:
+        return arguments.found_in("--from", chosen.results, Results.from_json)
+    for name in chosen.only or BENCHMARKS:
         for package in _TAKES.get(name, ()):
             if importlib.util.find_spec(package) is None:
                 raise ValueError(f"{name} takes {package}: pip install -e '.[bench]'")
+    return None
 
 
-def _measured(names: Sequence[str], quick: bool) -> Results:
-    results = Results.here(quick)
+def _measured(chosen: argparse.Namespace) -> Results:
+    results = Results.here(chosen.quick)
     print(results.machine, flush=True)
+    try:
+        _measure(results, chosen.only or BENCHMARKS)
+    except KeyboardInterrupt:
+        if chosen.json is not None:
+            chosen.json.write_text(results.to_json(), encoding="utf-8")
+            print(f"interrupted: {chosen.json} has what there is", file=sys.stderr)
+        raise
+    return results
+
+
+def _measure(results: Results, names: Sequence[str]) -> None:
     for name in names:
         begin = time.monotonic()
         rows = results.rows.setdefault(name, [])
         try:
-            for row in alone.rows_of(name, quick):
+            for row in alone.rows_of(name, results.quick):
                 print(row, flush=True)
                 rows.append(row)
         except subprocess.CalledProcessError:
             results.failed.append(name)
         results.seconds[name] = round(time.monotonic() - begin, 1)
     results.load.append(os.getloadavg()[0])
-    return results
 
 
 def _write(results: Results, chosen: argparse.Namespace) -> None:

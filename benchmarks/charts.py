@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,6 @@ from benchmarks.report import Row, short
 from benchmarks.results import Results
 
 _OURS, _THEIRS, _MISSED = "C0", "C7", "C3"
-
-
-def are_possible() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(results: Results, folder: Path) -> list[Path]:

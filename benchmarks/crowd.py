@@ -55,7 +55,8 @@ class Crowd:
 def crowd(kind: str, addresses: list[Address]) -> Iterator[Crowd]:
     command = [sys.executable, "-m", "benchmarks.crowd", kind, json.dumps(addresses)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+    # In a group of its own: Ctrl-C is for this process, which ends that one.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, process_group=0) as process:
         try:
             yield Crowd(process)
         finally:

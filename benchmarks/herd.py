@@ -15,15 +15,16 @@ import bisect
 import gc
 import heapq
 import importlib
-import importlib.util
 import random
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tenacity
 
+from benchmarks import arguments
 from benchmarks.report import Row
 from safesock import Reconnect
 from safesock._budget import Budget
@@ -272,24 +273,33 @@ def _plot(file: Path, scene: Scene, outcomes: dict[str, Outcome]) -> None:
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.herd", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--quick", action="store_true", help="20,000 clients")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it, as .svg or .png")
     parser.add_argument("--table", action="store_true", help="try other figures for the default")
-    arguments = parser.parse_args()
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot takes matplotlib: pip install -e '.[bench]'")
-    if arguments.table:
-        _print_table()
-        return
-    scene = Scene(20_000 if arguments.quick else 1_000_000)
+    chosen = parser.parse_args(words)
+    try:
+        if chosen.plot is not None:
+            arguments.check_chart("--plot", chosen.plot)
+        if chosen.table:
+            _print_table()
+        else:
+            _show(Scene(20_000 if chosen.quick else 1_000_000), chosen.plot)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _show(scene: Scene, plot: Path | None) -> None:
     outcomes = _simulate_all(scene)
     _print(scene, outcomes)
-    if arguments.plot:
-        _plot(arguments.plot, scene, outcomes)
+    if plot is not None:
+        _plot(plot, scene, outcomes)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

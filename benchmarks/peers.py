@@ -42,7 +42,8 @@ class Peers(NamedTuple):
 def peers(addresses: int) -> Iterator[Peers]:
     command = [sys.executable, "-m", "benchmarks.peers", str(addresses)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+    # In a group of its own: Ctrl-C is for this process, which ends that one.
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, process_group=0) as process:
         try:
             assert process.stdout is not None
             found = json.loads(process.stdout.readline())
@@ -76,8 +77,8 @@ def _accept_until_told(listeners: list[socket.socket]) -> list[int]:
                         while True:
                             accepted.append(listener.accept()[0].detach())
             if ready == [sys.stdin]:
-                sys.stdin.readline()
-                return accepted
+                # At the end of stdin nobody is there who would read the answer.
+                return accepted if sys.stdin.readline() else []
 
 
 def _serve(addresses: int) -> None:

@@ -9,7 +9,6 @@ where a loss has no record, or a descriptor is left.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks import scale_shown
+from benchmarks import arguments, scale_shown
 from benchmarks.crowd import KINDS, PLAIN, Crowd, crowd
 from benchmarks.peers import SPARE, Address, Peers, make_room, peers
 from benchmarks.report import Row
@@ -28,6 +27,7 @@ from safesock import _kernel_diag
 from safesock._kernel import TcpState
 
 SIZES = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+_LEAST = 2  # The first of them is not counted.
 _IDLE = 2.0
 _COMMANDS = 2
 _LONGEST = 120.0
@@ -166,7 +166,9 @@ def _seconds_of_command(pid: int, count: int) -> float:
     taken = []
     for _ in range(_COMMANDS):
         before = time.perf_counter()
-        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        printed = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, process_group=0
+        ).stdout
         taken.append(time.perf_counter() - before)
         assert f": {count:,} connections\n" in printed
     return min(taken)
@@ -176,7 +178,7 @@ def run(sizes: Sequence[int], kinds: Sequence[str] = KINDS, idle: float = _IDLE)
     wanted, reasons = possible(sizes)
     system = f"{platform.system()} {platform.release()}"
     results = Results(platform.python_version(), system, os.cpu_count() or 0, left_out=reasons)
-    for kind in kinds:
+    for kind in kinds if wanted else ():
         for size, memory in traced(kind, wanted, results.left_out).items():
             try:
                 found = measured(kind, size, memory, idle)
@@ -222,35 +224,83 @@ def _growth(ones: Sequence[Measured]) -> Iterator[Row]:
         yield Row("an audit's time grows by the number to the power", power, None, "")
 
 
+def _results_of(text: str) -> Results:
+    """Raises ValueError where it is not what a run has kept."""
+    found = json.loads(text)
+    try:
+        return Results(**found | {"measured": [Measured(**one) for one in found["measured"]]})
+    except (TypeError, KeyError) as error:
+        raise ValueError(str(error)) from error
+
+
 def _results_in(file: Path) -> Results:
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return Results(**found | {"measured": [Measured(**one) for one in found["measured"]]})
+    return arguments.found_in("--from", file, _results_of)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    chosen = parser.parse_args(words)
+    try:
+        results = _check(chosen)
+        if results is None:
+            results = run([size for size in SIZES if size <= chosen.most] or [chosen.most])
+        print(scale_shown.text(results))
+        _write(results, chosen)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "--most", type=int, default=SIZES[-1], metavar="N", help="no more than that"
-    )
-    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="of a run before")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw them, as .svg or .png")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="put their table into this page")
-    arguments = parser.parse_args()
-    if arguments.chart and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--chart takes matplotlib: pip install -e '.[bench]'")
-    sizes = [size for size in SIZES if size <= arguments.most] or [arguments.most]
-    results = run(sizes) if arguments.source is None else _results_in(arguments.source)
-    print(scale_shown.text(results))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
-    if arguments.page:
-        page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(scale_shown.with_table(page, results), encoding="utf-8")
-    if arguments.chart:
-        scale_shown.draw(arguments.chart, results)
+    add = parser.add_argument
+    add("--most", type=_most, metavar="N", help="no more connections than N (50,000)")
+    add("--from", type=Path, dest="source", metavar="FILE", help="measure nothing: take this JSON")
+    add("--json", type=Path, metavar="FILE", help="write the figures")
+    add("--chart", type=Path, metavar="FILE", help="draw them, as .svg or .png")
+    add("--page", type=Path, metavar="FILE", help="put their table into this page")
+    return parser
+
+
+def _most(text: str) -> int:
+    if not text.isdecimal() or int(text) < _LEAST:
+        raise argparse.ArgumentTypeError(f"takes a number, from {_LEAST}: not {text!r}")
+    return int(text)
+
+
+def _check(chosen: argparse.Namespace) -> Results | None:
+    """All that may be wrong is told before minutes have passed. Raises ValueError. What there is
+    already, by --from."""
+    if chosen.source is not None and (chosen.json or chosen.most):
+        raise ValueError("--from measures nothing: it goes with --chart and --page only")
+    if chosen.json is not None:
+        arguments.check_file("--json", chosen.json)
+    if chosen.page is not None:
+        arguments.check_page(
+            "--page", chosen.page, lambda text: scale_shown.with_table(text, Results("", "", 0))
+        )
+    if chosen.chart is not None:
+        arguments.check_chart("--chart", chosen.chart)
+    if chosen.source is not None:
+        return _results_in(chosen.source)
+    chosen.most = chosen.most or SIZES[-1]
+    return None
+
+
+def _write(results: Results, chosen: argparse.Namespace) -> None:
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(asdict(results), indent=1) + "\n", encoding="utf-8")
+    if not results.measured:
+        return  # Why has been told.
+    if chosen.page is not None:
+        page = chosen.page.read_text(encoding="utf-8")
+        chosen.page.write_text(scale_shown.with_table(page, results), encoding="utf-8")
+    if chosen.chart is not None:
+        scale_shown.draw(chosen.chart, results)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import alone, charts, page
+from benchmarks import alone, charts, herd, page
 from benchmarks.report import Compared, Row, compared
 from benchmarks.results import Machine, Results
 
@@ -88,13 +88,15 @@ def marked(tmp_path: Path) -> Path:
         (["--only", "nothing"], "invalid choice: 'nothing'"),
         (["--only"], "expected at least one argument"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
-        (["--json", "{folder}/no/such.json"], "No such file or directory"),
+        (["--json", "{folder}/no/such.json"], "--json {folder}/no/such.json: No such file or"),
         (["--json", "{folder}"], "--json takes a file"),
         (["--json", "{kept}/below.json"], "Not a directory"),
+        (["--charts", "{kept}/below"], "--charts {kept}/below: Not a directory"),
         (["--page", "{folder}/none.md"], "No such file or directory"),
         (["--page", "{kept}"], "no page for the results"),
         (["--from", "{folder}/none.json"], "No such file or directory"),
-        (["--from", "{marked}"], "Expecting value"),
+        (["--page", "{marked}", "--only", "idle"], "--page takes the results of all"),
+        (["--from", "{marked}"], "--from {marked}: not the results of a run"),
         (["--from", "{kept}", "--quick"], "--from measures nothing"),
         (["--from", "{kept}", "--only", "idle"], "--from measures nothing"),
         (["--from", "{kept}", "--json", "{folder}/new.json"], "--from measures nothing"),
@@ -116,7 +118,7 @@ def test_wrong_arguments_are_told_before_anything_is_measured(
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("python -m benchmarks: error: ")
-    assert told in last
+    assert told.format(**names) in last
 
 
 @pytest.mark.parametrize("name", ["redialled", "pooled", "streams"])
@@ -133,7 +135,7 @@ def test_a_missing_package_is_told_with_what_brings_it(
 def test_charts_without_what_draws_them_are_refused(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(charts, "are_possible", lambda: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit):
         command.main(["--charts", str(tmp_path)])
     assert "--charts takes matplotlib: pip install -e '.[bench]'" in capsys.readouterr().err
@@ -174,10 +176,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("measured")
 def test_a_missed_bar_is_told_and_is_an_error_where_that_is_wanted(
-    tmp_path: Path, marked: Path, capsys: Any
+    tmp_path: Path, marked: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "found.json"
-    arguments = ["--quick", "--only", "imports", "--json", str(file), "--page", str(marked)]
+    monkeypatch.setattr(command, "BENCHMARKS", ("imports",))
+    arguments = ["--quick", "--json", str(file), "--page", str(marked)]
     assert command.main(arguments) == 0
     assert "1 of 2 bars are reached\nNOT reached, by 25.0%: calls per" in capsys.readouterr().out
     found = Results.from_json(file.read_text(encoding="utf-8"))
@@ -197,6 +200,50 @@ def test_a_benchmark_that_fails_is_no_end_of_the_others(tmp_path: Path, capsys: 
     assert found.failed == ["idle"]
     assert found.rows == {"idle": [QUICKER], "imports": [QUICKER, SLOWER]}
     assert "Without idle, which failed." in page.tables(found)
+
+
+def test_a_run_that_is_interrupted_keeps_what_there_is(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows_of(_name: str, _quick: bool) -> Iterator[Row]:
+        yield QUICKER
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(alone, "rows_of", rows_of)
+    file = tmp_path / "found.json"
+    assert command.main(["--only", "idle", "imports", "--json", str(file)]) == 130
+    assert capsys.readouterr().err == f"interrupted: {file} has what there is\n"
+    assert Results.from_json(file.read_text(encoding="utf-8")).rows == {"idle": [QUICKER]}
+
+
+@pytest.mark.parametrize(
+    ("plot", "told"),
+    [
+        ("{folder}/none/x.svg", "--plot {folder}/none/x.svg: No such file or directory"),
+        ("{folder}/x.bmp", "--plot takes a .svg or a .png: not {folder}/x.bmp"),
+        ("{folder}", "--plot takes a .svg or a .png"),
+    ],
+)
+def test_a_plot_that_cannot_be_is_told_before_the_herd_is_simulated(
+    plot: str, told: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="pip install -e '.[bench]'")
+    monkeypatch.setattr(herd, "simulate", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit, match="2"):
+        herd.main(["--quick", "--plot", plot.format(folder=tmp_path)])
+    assert told.format(folder=tmp_path) in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--table"]])
+def test_a_herd_that_is_interrupted_is_no_error(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(herd, "simulate", interrupted)
+    assert herd.main(arguments) == 130
 
 
 def test_what_fails_in_a_process_of_its_own_is_an_error_here(capfd: Any) -> None:

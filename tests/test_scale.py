@@ -237,6 +237,70 @@ def test_what_there_is_no_room_for_is_left_out_with_the_reason() -> None:
     in_child(measure)  # It raises its own limit.
 
 
+@pytest.fixture
+def begins(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The sizes of a run, which is interrupted."""
+    begun: list[Any] = []
+
+    def run(sizes: object) -> None:
+        begun.append(sizes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale, "run", run)
+    return begun
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--most", "0"], "argument --most: takes a number, from 2"),
+        (["--most=-5"], "argument --most: takes a number, from 2"),
+        (["--from", "{folder}/none"], "--from {folder}/none: No such file or directory"),
+        (["--from", "{page}"], "--from {page}: not the results of a run"),
+        (["--from", "{list}"], "--from {list}: not the results of a run"),
+        (["--from", "{figures}", "--json", "{folder}/x"], "--from measures nothing"),
+        (["--from", "{figures}", "--most", "2000"], "--from measures nothing"),
+        (["--json", "{folder}/none/x"], "--json {folder}/none/x: No such file or directory"),
+        (["--page", "{list}"], "--page {list}: no page for the results"),
+        (["--page", "{folder}/none"], "--page {folder}/none: No such file or directory"),
+        (["--chart", "{folder}/x.bmp"], "--chart takes a .svg or a .png: not {folder}/x.bmp"),
+        (["--chart", "{folder}/none/x.svg"], "--chart {folder}/none/x.svg: No such file or"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_told_before_anything_is_measured(
+    arguments: list[str], told: str, begins: list[Any], tmp_path: Path, capsys: Any
+) -> None:
+    if "--chart" in arguments:
+        pytest.importorskip("matplotlib", reason="pip install -e '.[bench]'")
+    (tmp_path / "list").write_text("[]", encoding="utf-8")
+    names = {"folder": tmp_path, "list": tmp_path / "list", "page": PAGE, "figures": FIGURES}
+    with pytest.raises(SystemExit, match="2"):
+        scale.main([word.format(**names) for word in arguments])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("python -m benchmarks.scale: error: ")
+    assert told.format(**names) in last
+    assert not begins
+
+
+def test_a_run_that_is_interrupted_is_no_error(begins: list[Any]) -> None:
+    assert scale.main([]) == 130
+    assert scale.main(["--most", "4999"]) == 130
+    assert scale.main(["--most", "7"]) == 130
+    assert begins == [list(scale.SIZES), [1000, 2000], [7]]
+
+
+def test_where_there_is_room_for_none_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    why = "there is no room"
+    monkeypatch.setattr(scale, "possible", lambda sizes: ([], {str(sizes[0]): why}))
+    file = tmp_path / "found.json"
+    assert scale.main(["--most", "1000", "--json", str(file)]) == 0
+    assert f"1,000 were not possible: {why}." in capsys.readouterr().out
+    assert scale._results_in(file).left_out == {"1000": why}
+
+
 @pytest.mark.campaign
 @pytest.mark.once
 def test_every_kind_is_measured_and_ends_well() -> None:
