@@ -237,7 +237,10 @@ def _obey(kind: str, addresses: list[Address]) -> None:
             answer = getattr(told, word)(*map(float, arguments))
         except OSError as error:
             answer = f"{type(error).__name__}: {error}"
-        print(json.dumps(answer), flush=True)
+        try:
+            print(json.dumps(answer), flush=True)
+        except BrokenPipeError:
+            os._exit(1)  # Whoever has asked has been interrupted.
 
 
 if __name__ == "__main__":

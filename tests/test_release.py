@@ -247,7 +247,7 @@ def test_without_what_builds_nothing_more_is_checked(
 ) -> None:
     for name in ("build", "hatchling"):
         found = None if name == package else sys
-        monkeypatch.setitem(sys.modules, name, found)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, name, found)
     assert command.main([str(committed(copy))]) == 1
     _, _, printed = capsys.readouterr().out.partition("wrong  ")
     assert printed.splitlines() == [
