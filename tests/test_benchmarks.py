@@ -111,6 +111,8 @@ def test_wrong_arguments_are_told_before_anything_is_measured(
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if "--charts" in arguments:
+        pytest.importorskip("matplotlib", reason="pip install -e '.[bench]'")
     monkeypatch.setattr(alone, "rows_of", lambda *_: pytest.fail("it has begun to measure"))
     names = {"folder": str(kept.parent), "kept": str(kept), "marked": str(marked)}
     with pytest.raises(SystemExit) as ended:
