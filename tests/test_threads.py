@@ -343,3 +343,36 @@ def test_watcher_does_not_strike_off_who_got_the_number_meanwhile(peer: Peer, ca
             assert other.fileno() == number
             ends[0].half_close()
             kernel.wait_until(lambda: other.loss is not None, "the watcher sees the FIN")
+
+
+def is_ended(sock: socket.socket) -> bool:
+    return sock.fileno() < 0 or kernel.state_of(sock) not in ("ESTABLISHED", "CLOSE_WAIT")
+
+
+@pytest.mark.parametrize("is_enforced", [False, True])
+def test_who_has_a_number_last_is_watched_whoever_still_claims_it(
+    peer: Peer, is_enforced: bool
+) -> None:
+    """What closes a descriptor by its number leaves an object that goes on naming it."""
+    number = number_of_nobody()
+    policy = Policy(grace=0, on_loss="release")
+
+    def connected() -> tuple[socket.socket, PeerEnd]:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as fresh:
+            os.dup2(fresh.fileno(), number)
+        if is_enforced:
+            sock = socket.socket(fileno=number)
+        else:
+            sock = SafeSocket(fileno=number, policy=policy)
+        sock.connect(peer.address)
+        return sock, peer.accept()
+
+    with safesock.enforce(policy, only=lambda _: is_enforced):
+        claims, other_end = connected()
+        kernel.wait_until(lambda: not _watch._watcher._young, "epoll has it")  # type: ignore[union-attr]
+        sock, end = connected()  # dup2 closes what was there.
+        with sock:
+            end.half_close()
+            kernel.wait_until(lambda: is_ended(sock), "its FIN is answered")
+        claims.detach()
+        other_end.close()
