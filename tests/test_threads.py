@@ -3,6 +3,7 @@ somebody else's, nobody is stuck, and nothing is left."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -159,16 +160,26 @@ def test_close_wakes_who_waits_and_nobody_uses_the_number(peer: Peer, mode: Any,
         assert seen == [b""] or isinstance(seen[0], OSError)
 
 
+@pytest.mark.parametrize("call", ["connect", "connect_ex"])
 @pytest.mark.parametrize("timeout", [None, 60.0])
-def test_close_wakes_who_connects(peer: Peer, timeout: float | None) -> None:
+def test_close_wakes_who_connects(peer: Peer, timeout: float | None, call: str) -> None:
     with peer.black_hole(), SafeSocket(socket.AF_INET, socket.SOCK_STREAM) as sock, Canary(1):
         sock.settimeout(timeout)
-        thread, seen = in_thread(lambda: sock.connect(peer.address))
+        thread, seen = in_thread(lambda: getattr(sock, call)(peer.address))
         kernel.wait_until_blocked(thread)
         sock.close()
         thread.join(TIMEOUT)
         assert not thread.is_alive()
-        assert seen[0].errno == 9
+        assert (seen[0] if call == "connect_ex" else seen[0].errno) == errno.EBADF
+
+
+def test_a_socket_that_a_file_keeps_connects_as_ever() -> None:
+    """Its owner has closed it, and no other thread has."""
+    with socket.socket() as nobody, SafeSocket() as sock, sock.makefile("rb"):
+        nobody.bind(("127.0.0.1", 0))
+        sock.close()
+        with pytest.raises(ConnectionRefusedError):
+            sock.connect(nobody.getsockname())
 
 
 def test_close_wakes_who_shakes_hands(peer: Peer, certificates: Certificates) -> None:
