@@ -42,6 +42,7 @@ LAYERS = [
     "_story",
     "_told",
     "_closing",
+    "_turn",
     "_connection",
     "_budget",
     "_reconnect",
