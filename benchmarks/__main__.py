@@ -101,8 +101,8 @@ def _check(chosen: argparse.Namespace) -> Results | None:
             "--page", chosen.page, lambda text: page.with_results(text, Results.here(quick=True))
         )
     if chosen.charts is not None:
-        arguments.check_drawing("--charts")
         arguments.check_folder("--charts", chosen.charts)
+        arguments.check_drawing("--charts")
     if chosen.results is not None:
         return arguments.found_in("--from", chosen.results, Results.from_json)
     for name in chosen.only or BENCHMARKS:

@@ -42,10 +42,10 @@ def check_drawing(option: str) -> None:
 
 
 def check_chart(option: str, file: Path) -> None:
-    check_drawing(option)
     if file.suffix not in (".svg", ".png"):
         raise ValueError(f"{option} takes a .svg or a .png: not {file}")
     check_file(option, file)
+    check_drawing(option)
 
 
 def check_page(option: str, file: Path, written: Callable[[str], str]) -> None:

@@ -111,8 +111,6 @@ def test_wrong_arguments_are_told_before_anything_is_measured(
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if "--charts" in arguments:
-        pytest.importorskip("matplotlib", reason="pip install -e '.[bench]'")
     monkeypatch.setattr(alone, "rows_of", lambda *_: pytest.fail("it has begun to measure"))
     names = {"folder": str(kept.parent), "kept": str(kept), "marked": str(marked)}
     with pytest.raises(SystemExit) as ended:
@@ -229,7 +227,6 @@ def test_a_run_that_is_interrupted_keeps_what_there_is(
 def test_a_plot_that_cannot_be_is_told_before_the_herd_is_simulated(
     plot: str, told: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("matplotlib", reason="pip install -e '.[bench]'")
     monkeypatch.setattr(herd, "simulate", lambda *_: pytest.fail("it has begun"))
     with pytest.raises(SystemExit, match="2"):
         herd.main(["--quick", "--plot", plot.format(folder=tmp_path)])

@@ -271,8 +271,6 @@ def begins(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_wrong_arguments_are_told_before_anything_is_measured(
     arguments: list[str], told: str, begins: list[Any], tmp_path: Path, capsys: Any
 ) -> None:
-    if "--chart" in arguments:
-        pytest.importorskip("matplotlib", reason="pip install -e '.[bench]'")
     (tmp_path / "list").write_text("[]", encoding="utf-8")
     names = {"folder": tmp_path, "list": tmp_path / "list", "page": PAGE, "figures": FIGURES}
     with pytest.raises(SystemExit, match="2"):
