@@ -1,4 +1,4 @@
-"""The pure core: every sequence of calls and peer acts up to a length, by the tables of the library,
+"""The pure core: every sequence of calls and peer acts up to a length, by the library's tables,
 in a model of what goes on around them. Nothing here has a socket, a thread or a clock."""
 
 from __future__ import annotations
