@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import tenacity
+
 from clients.uses import HOST, TIMEOUT, Uses, Where, client, in_tasks, side_by_side, told, told_by
 
 # MQTT 3.1.1: CONNECT with a clean session and no name, PINGREQ.
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
 _PING = b"\xc0\x00"
 # Mosquitto takes some tenths of a second for each WebSocket, and closes on whoever has been
-# connected for five without a request.
+# connected for five without a request, which a busy machine may bring about: then once more.
 _AT_ONCE = 2
+_again = tenacity.retry(stop=tenacity.stop_after_attempt(5), reraise=True)
 
 
 @client("paho-mqtt")
@@ -72,6 +75,7 @@ def websocket_client(where: Where) -> Iterator[Uses]:
 
     tls = {"context": where.context} if where.context else {}
 
+    @_again
     def connected(_: int) -> Any:
         one = websocket.create_connection(
             where.url("ws"), subprotocols=["mqtt"], sslopt=tls, timeout=TIMEOUT
@@ -98,6 +102,7 @@ def _of_websockets(where: Where) -> dict[str, Any]:
 def websockets_in_threads(where: Where) -> Iterator[Uses]:
     from websockets.sync.client import connect
 
+    @_again
     def connected(_: int) -> Any:
         one = connect(where.url("ws"), **_of_websockets(where))
         one.send(_CONNECT)
@@ -117,6 +122,7 @@ def websockets_in_threads(where: Where) -> Iterator[Uses]:
 async def websockets_async(where: Where) -> AsyncIterator[Uses]:
     from websockets.asyncio.client import connect
 
+    @_again
     async def connected(_: int) -> Any:
         one = await connect(where.url("ws"), **_of_websockets(where))
         await one.send(_CONNECT)
