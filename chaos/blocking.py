@@ -189,6 +189,10 @@ class Blocking:
                     left -= 1
                     if not left:
                         break
+            except StruckError:
+                if self._last is not None:
+                    self._last[1].struck = True
+                raise
             finally:
                 turns.close()  # type: ignore[attr-defined]
                 connector.close()

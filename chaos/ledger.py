@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 Record: TypeAlias = dict[str, Any]
+# The close mode of a `Drain` that a signal handler has cut short: FIN, and then RST.
+INTERRUPTED = "Drain, interrupted"
 # Of the peer's ends those at which it has read all that came.
 _READ_ALL = ("fin", "rst")
 _TOLD, _UNREAD, _NOT_TOLD = _SHORT = (
@@ -146,7 +148,7 @@ def _of_the_end(client: Record, peer: Record) -> Iterator[str]:
         yield "lost by a RST that nobody has sent"
     if client["cause"] == "FIN" and not peer["fin"]:
         yield "lost by a FIN that nobody has sent"
-    promised = client["mode"] != "Abort" and not client["reset"]
+    promised = client["mode"] not in ("Abort", INTERRUPTED) and not client["reset"]
     unexplained = promised and peer["end"] == "rst" and client["got"] is not None
     # Graceful answers what comes after the close with RST (RFC 1122).
     if unexplained and peer["written"] <= client["got"] + (client["unread"] or 0):

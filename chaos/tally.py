@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from chaos import stream
+from chaos.ledger import INTERRUPTED
 from chaos.messages import tell
 from chaos.weather import StruckError
 from safesock import CloseReport, Linger, Loss, Policy, ReconnectError
@@ -144,7 +145,7 @@ class Tally:
             unacknowledged=None if report is None else report.unacknowledged,
             unread=None if report is None else report.unread,
             cause=cause,
-            mode=type(mode).__name__,
+            mode=type(mode).__name__ if type(mode) is type(policy.close) else INTERRUPTED,
             reset=report is not None and report.reset,
             got=None if account.tls or reads_ahead else account.got,
             read_by_program=None if account.tls or is_plain else account.got,

@@ -4,7 +4,11 @@ what it has left."""
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
+import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -12,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import kernel
 import pytest
-from peer import TIMEOUT, Peer
+from peer import EOF, TIMEOUT, Peer
+from tls_peer import NAME, Certificates
 
 import safesock
 from safesock import Abort, Drain, Graceful, Policy, SafeSocket, _connection
@@ -82,6 +87,28 @@ def test_an_interrupted_close_holds_up_nobody(
         at_each_step(one)
 
 
+def test_a_drain_that_was_done_is_not_undone() -> None:
+    """By what does all steps again, and nothing that waits."""
+
+    def one(step: int) -> bool:
+        policy = Policy(Drain(TIMEOUT))
+        with Peer(receive_buffer=4096) as peer, peer.connected(policy) as (sock, end):
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock.send(bytes(100_000))
+            end.half_close()
+            struck = is_struck_at(step, sock.close)
+            sock.close()
+            report = sock.close_report
+            if report is not None and report.mode == policy.close and not report.reset:
+                data, how = end.read_to_end()
+                assert (len(data), how) == (report.sent, EOF)
+            return struck
+
+    at_each_step(one)
+
+
 @pytest.mark.parametrize(
     ("mode", "on_loss"),
     [
@@ -99,6 +126,53 @@ def test_what_an_interrupted_read_has_left_is_ended_by_the_watcher(
             end.fin()
             struck = is_struck_at(step, lambda: read(sock))
             kernel.wait_until(lambda: is_ended(sock), "it is ended")
+            return struck
+
+    at_each_step(one)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("kind", ["wrap", "wrap_socket"])
+def test_what_takes_a_socket_over_and_is_interrupted_leaves_its_descriptor_one_owner(
+    peer: Peer, certificates: Certificates, kind: str
+) -> None:
+    """Without one it stays open; the second of two closes whoever has the number by then."""
+    context = safesock.secure(certificates.client())
+    wraps: dict[str, Callable[[socket.socket], socket.socket]] = {
+        "wrap": safesock.wrap,
+        "wrap_socket": lambda sock: context.wrap_socket(
+            sock, server_hostname=NAME, do_handshake_on_connect=False
+        ),
+    }
+    kept: list[KeyboardInterrupt] = []
+    made: list[socket.socket] = []
+
+    def take(sock: socket.socket) -> None:
+        try:
+            made.append(wraps[kind](sock))
+        except KeyboardInterrupt as interrupt:  # With its frames, and so all that they have made.
+            kept.append(interrupt)
+            raise
+
+    def one(step: int) -> bool:
+        with socket.create_connection(peer.address) as sock, tempfile.TemporaryFile() as file:
+            end = peer.accept()
+            number = sock.fileno()
+            struck = is_struck_at(step, lambda: take(sock))
+            for each in (sock, *made):
+                each.close()
+            is_left = number in kernel.descriptors()
+            if not is_left:
+                os.dup2(file.fileno(), number)
+            made.clear()
+            kept.clear()
+            gc.collect()
+            if is_left:
+                assert number not in kernel.descriptors()
+            else:
+                assert os.path.sameopenfile(number, file.fileno())
+                os.close(number)
+            end.close()
             return struck
 
     at_each_step(one)

@@ -260,9 +260,10 @@ class Connection(Told):
                     report = self.finish(sock, self.policy.close, decrypted, end)
                     self.report = self.report or report
         except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
-            self.fin_sent &= _kernel.tcp_state(sock) not in _kernel.SENDS_FIN
-            mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
-            report = self.finish(sock, mode, decrypted)
+            if report is None and self.report is None:
+                self.fin_sent &= _kernel.tcp_state(sock) not in _kernel.SENDS_FIN
+                mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
+                report = self.finish(sock, mode, decrypted)
             raise
         finally:
             self.report = self.report or report

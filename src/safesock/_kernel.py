@@ -26,6 +26,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 fcntl: Any
@@ -274,6 +275,20 @@ def stop_connecting(sock: Raw) -> None:
     """Wakes who waits in connect(2), which close(2) does not."""
     if tcp_state(sock) in (None, TcpState.SYN_SENT):
         shutdown(sock, _socket.SHUT_RDWR)
+
+
+def hand_over(sock: Raw, to: Raw, begin: Callable[[int], object]) -> None:
+    """*begin*, which makes *to* of the descriptor of *sock*, and `detach`. Whatever a
+    KeyboardInterrupt strikes, the descriptor has one owner, who closes it: two would close a
+    stranger's."""
+    try:
+        begin(sock.fileno())
+        Raw.detach(sock)
+    except BaseException:
+        if Raw.fileno(sock) >= 0:
+            Raw.detach(to)
+        raise
+    sock.detach()  # What else that does.
 
 
 def ready(sock: Raw, timeout: float | None, *, write: bool = False) -> bool:

@@ -181,11 +181,9 @@ def _age(data: bytes, at: int, end: int) -> float | None:
 def look(fd: int, accepting: Container[int]) -> Row | None:
     """What this descriptor of our own holds; None for what is no TCP connection and never was one.
     *accepting*: the ports that are listened on, as our SYN counts only where we have connected."""
+    sock = Raw.__new__(Raw)
     try:
-        sock = Raw(fileno=fd)
-    except OSError:
-        return None
-    try:
+        Raw.__init__(sock, fileno=fd)  # Within: a KeyboardInterrupt is not to close it.
         info = _kernel.tcp_info(sock)
         state = _STATES.get(info[0]) if info else None
         is_over = state is TcpState.CLOSE

@@ -190,12 +190,12 @@ def _is_governed(one: HeldConnection) -> bool:
 
 
 def _has_connected(fd: int) -> bool:
+    sock = Raw.__new__(Raw)
     try:
-        sock = Raw(fileno=fd)
+        Raw.__init__(sock, fileno=fd)  # Within: a KeyboardInterrupt is not to close it.
+        return _kernel.connected_here(sock)
     except OSError:
         return False  # Closed meanwhile.
-    try:
-        return _kernel.connected_here(sock)
     finally:
         sock.detach()
 

@@ -174,7 +174,8 @@ def wrap(sock: socket.socket, policy: Policy | None = None) -> SafeSocket:
     else:
         timeout = sock.gettimeout()
         made = (sock.family, sock.type, sock.proto)
-        new = SafeSocket(*made, fileno=sock.detach(), policy=chosen)
+        new = SafeSocket.__new__(SafeSocket)
+        _kernel.hand_over(sock, new, lambda fd: new.__init__(*made, fd, policy=chosen))  # type: ignore[misc]
         new.settimeout(timeout)
     new._connection = Connection(chosen)
     if _kernel.peer_name(new) is not None or _kernel.was_established(new):

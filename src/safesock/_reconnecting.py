@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 
-from safesock import _watch
+from safesock import _kernel, _watch
 from safesock._governed import broken_pipe
 from safesock._kernel import Raw
 from safesock._policy import Abort
@@ -123,7 +123,8 @@ class ReconnectingSocket(SafeSocket):
 
     def _move(self, sock: SafeSocket) -> None:
         made = (sock.family, sock.type, sock.proto)
-        Raw.__init__(self, *made, sock.detach())
+        _watch.unwatch(sock)
+        _kernel.hand_over(sock, self, lambda fd: Raw.__init__(self, *made, fd))
 
     def _after_fork(self) -> None:
         """In the child: the calls of the parent's other threads will never end here."""

@@ -6,8 +6,9 @@ import socket
 import ssl
 import threading
 
-from safesock import _options, _watch
+from safesock import _kernel, _options, _watch
 from safesock._connection import Connection
+from safesock._kernel import Raw
 from safesock._policy import DEFAULT, Policy, policy_or_default
 from safesock._socket import SafeSocket
 from safesock._tls_transfer import GovernedSSLSocket
@@ -64,6 +65,12 @@ class SafeSSLSocket(GovernedSSLSocket, SafeSocket):  # type: ignore[misc]
 
     _context_policy = DEFAULT
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls, *args, **kwargs)
+        if getattr(_making, "is_on", False):
+            _making.half = self
+        return self
+
     @classmethod
     def _create(
         cls,
@@ -88,8 +95,11 @@ class SafeSSLSocket(GovernedSSLSocket, SafeSocket):  # type: ignore[misc]
                 sock, server_side, False, suppress_ragged_eofs, server_hostname, context, session
             )
         except BaseException:
-            if _making.half is not None:
-                _making.half.close()  # Not all Pythons do that.
+            half = _making.half
+            if half is not None and half.fileno() == sock.fileno():
+                Raw.detach(half)  # A KeyboardInterrupt: the descriptor is not to be closed by both.
+            elif half is not None and half.fileno() >= 0:
+                half.close()  # Not all Pythons do that.
             raise
         finally:
             _making.half, _making.is_on = None, False
@@ -113,12 +123,6 @@ class SafeSSLSocket(GovernedSSLSocket, SafeSocket):  # type: ignore[misc]
             raise
         return self
 
-    def getpeername(self) -> Any:
-        """getpeername(2), which the kernel refuses once a connection has ended."""
-        if getattr(_making, "is_on", False):
-            _making.half = self  # ssl asks for it while it makes one.
-        return super().getpeername()
-
     def _govern(self, connection: Connection | None) -> None:
         if connection is None:
             _options.prepare(self, self._policy)
@@ -134,7 +138,7 @@ def take_over(sock: ssl.SSLSocket, policy: Policy) -> SafeSSLSocket:
     new = SafeSSLSocket.__new__(SafeSSLSocket)
     prepare_to_move(sock)
     made = (sock.family, sock.type, sock.proto)
-    SafeSocket.__init__(new, *made, fileno=sock.detach(), policy=policy)
+    _kernel.hand_over(sock, new, lambda fd: SafeSocket.__init__(new, *made, fd, policy=policy))
     new.settimeout(timeout)
     move_session(sock, new)
     return new

@@ -186,8 +186,8 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
             return
         # Non-blocking by its type, which leaves the descriptor's own mode alone.
         kind = self.type | getattr(socket, "SOCK_NONBLOCK", 0)
-        Raw.__init__(engine, self.family, kind, self.proto, self.fileno())
         try:
+            Raw.__init__(engine, self.family, kind, self.proto, self.fileno())
             yield
         finally:
             Raw.detach(engine)
