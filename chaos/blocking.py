@@ -15,6 +15,7 @@ import tenacity
 
 import safesock
 from chaos import stream
+from chaos.ledger import FIXED_PORTS
 from chaos.places import Address, Places, draw_policy
 from chaos.talking import read, say, talk
 from chaos.tally import Account, BrokenPromiseError, Tally
@@ -168,7 +169,7 @@ class Blocking:
             reconnect=Reconnect(attempts=4, deadline=2.0, wait=wait, stable_after=0.2),
             timeout=_SECONDS,
             on_connect=greet,
-            local_address=("", rng.randrange(20_000, 30_000)) if rng.random() < 0.2 else None,
+            local_address=("", rng.choice(FIXED_PORTS)) if rng.random() < 0.2 else None,
             abort_previous=rng.random() < 0.3,
         )
 

@@ -22,6 +22,9 @@ from typing import Any, TypeAlias
 Record: TypeAlias = dict[str, Any]
 # The close mode of a `Drain` that a signal handler has cut short: FIN, and then RST.
 INTERRUPTED = "Drain, interrupted"
+# The local ports of connectors that have a fixed one. What such a one dials next may meet what the
+# peer still has of its last connection, and reset that (RFC 9293, 3.10.7.3).
+FIXED_PORTS = range(20_000, 30_000)
 # Of the peer's ends those at which it has read all that came.
 _READ_ALL = ("fin", "rst")
 _TOLD, _UNREAD, _NOT_TOLD = _SHORT = (
@@ -149,7 +152,8 @@ def _of_the_end(client: Record, peer: Record) -> Iterator[str]:
     if client["cause"] == "FIN" and not peer["fin"]:
         yield "lost by a FIN that nobody has sent"
     promised = client["mode"] not in ("Abort", INTERRUPTED) and not client["reset"]
-    unexplained = promised and peer["end"] == "rst" and client["got"] is not None
+    is_known = client["got"] is not None and client["port"] not in FIXED_PORTS
+    unexplained = promised and is_known and peer["end"] == "rst"
     # Graceful answers what comes after the close with RST (RFC 1122).
     if unexplained and peer["written"] <= client["got"] + (client["unread"] or 0):
         yield "a RST where a FIN was promised"
