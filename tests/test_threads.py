@@ -25,7 +25,7 @@ from storm import Shared
 from tls_peer import Certificates
 
 import safesock
-from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, _abortive, _watch
+from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, _abortive, _kernel, _watch
 from safesock.events import Event
 
 MODES = [
@@ -191,6 +191,42 @@ def test_close_wakes_who_shakes_hands(peer: Peer, certificates: Certificates) ->
         tls.close()
         join(thread)
         assert isinstance(seen[0], OSError)
+
+
+@pytest.mark.parametrize("mode", [Graceful(), Drain(TIMEOUT)], ids=str)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sock: sock.recv(100),
+        lambda sock: sock.recv_into(bytearray(100)),
+        lambda sock: sock.recvfrom(100)[0],
+        lambda sock: sock.recvfrom_into(bytearray(100))[0],
+        lambda sock: sock.recvmsg(100)[0],
+        lambda sock: sock.recvmsg_into([bytearray(100)])[0],
+    ],
+    ids=["recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into"],
+)
+def test_who_reads_while_another_thread_closes_gets_nothing_after_a_gap(
+    peer: Peer, mode: Any, call: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who closes throws unread input away, as its close would be a RST otherwise."""
+    read_now, answers = _kernel.read_now, []
+
+    def read_and_let_others_read(sock: Any, buffer: bytearray) -> int | None:
+        count = read_now(sock, buffer[:10])
+        if count:
+            thread, answer = in_thread(lambda: call(sock))
+            join(thread)
+            answers.append(answer[0])
+        return count
+
+    with peer.connected(Policy(mode, watch=False)) as (sock, end):
+        end.say(bytes(100))
+        end.half_close()
+        kernel.wait_until(lambda: kernel.state_of(sock) == "CLOSE_WAIT", "all is there")
+        monkeypatch.setattr(_kernel, "read_now", read_and_let_others_read)
+        sock.close()
+        assert answers in ([b""], [0])
 
 
 # Between the look at a number and its use --------------------------------------------------------

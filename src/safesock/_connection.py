@@ -41,6 +41,7 @@ class Connection(Told):
         "policy",
         "pid",
         "syn",
+        "drops",
         "shut_by_owner",
         "fin_sent",
         "report",
@@ -61,6 +62,8 @@ class Connection(Told):
         self.policy = policy
         self.pid = _forks.own_pid()
         self.syn = 1
+        # Whether unread input is being thrown away, so that what else is read may follow a gap.
+        self.drops = False
         self.shut_by_owner = False
         self.fin_sent = False
         self.report: CloseReport | None = None
@@ -345,6 +348,7 @@ class Connection(Told):
         fin_sent = self.fin_sent
         if not isinstance(mode, Abort):  # For whoever does this again, where it is interrupted.
             self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+            self.drops = True
         outcome = _closing.finish(sock, mode, syn=self.syn, fin_sent=fin_sent)
         if self.policy.on_loss == "close" or self.is_dying:
             self._correct(outcome)  # The loss and the close are one.

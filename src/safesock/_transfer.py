@@ -47,7 +47,10 @@ class TransferSocket(GovernedSocket):
         try:
             # Two calls, as passing on a flag that is not there costs a tenth of the whole.
             data = _recv(self, bufsize, flags) if flags else _recv(self, bufsize)
-            return data or self._nothing(data, bufsize, flags)
+            if not data:
+                data = self._nothing(data, bufsize, flags)
+            connection = self._connection
+            return data if connection is None or not connection.drops else b""
         except OSError as error:
             if self._told(error):
                 return b""
@@ -56,7 +59,12 @@ class TransferSocket(GovernedSocket):
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """recv(2) into a buffer."""
         try:
-            return _recv_into(self, buffer, nbytes, flags) or self._nothing(0, buffer, flags)
+            size = _recv_into(self, buffer, nbytes, flags)
+            if not size:
+                size = self._nothing(0, buffer, flags)
+            elif self._has_gap():
+                size = 0
+            return size
         except OSError as error:
             if self._told(error):
                 return 0
@@ -66,7 +74,11 @@ class TransferSocket(GovernedSocket):
         """recvfrom(2)."""
         try:
             answer = _recvfrom(self, bufsize, flags)
-            return answer if answer[0] else self._nothing(answer, bufsize, flags)
+            if not answer[0]:
+                answer = self._nothing(answer, bufsize, flags)
+            elif self._has_gap():
+                answer = b"", None
+            return answer
         except OSError as error:
             if self._told(error):
                 return b"", None
@@ -76,7 +88,11 @@ class TransferSocket(GovernedSocket):
         """recvfrom(2) into a buffer."""
         try:
             answer = _recvfrom_into(self, buffer, nbytes, flags)
-            return answer if answer[0] else self._nothing(answer, buffer, flags)
+            if not answer[0]:
+                answer = self._nothing(answer, buffer, flags)
+            elif self._has_gap():
+                answer = 0, None
+            return answer
         except OSError as error:
             if self._told(error):
                 return 0, None
@@ -86,7 +102,11 @@ class TransferSocket(GovernedSocket):
         """recvmsg(2)."""
         try:
             answer = _recvmsg(self, bufsize, ancbufsize, flags)
-            return answer if answer[0] else self._nothing(answer, bufsize, flags)
+            if not answer[0]:
+                answer = self._nothing(answer, bufsize, flags)
+            elif self._has_gap():
+                answer = b"", [], 0, None
+            return answer
         except OSError as error:
             if self._told(error):
                 return b"", [], 0, None
@@ -99,11 +119,21 @@ class TransferSocket(GovernedSocket):
         buffers = tuple(buffers)
         try:
             answer = _recvmsg_into(self, buffers, ancbufsize, flags)
-            return answer if answer[0] else self._nothing(answer, buffers, flags)
+            if not answer[0]:
+                answer = self._nothing(answer, buffers, flags)
+            elif self._has_gap():
+                answer = 0, [], 0, None
+            return answer
         except OSError as error:
             if self._told(error):
                 return 0, [], 0, None
             raise
+
+    def _has_gap(self) -> bool:
+        """Whether what was read just now may come after what another thread, which closes, has
+        dropped: it is then to be taken for the end."""
+        connection = self._connection
+        return connection is not None and connection.drops
 
     def _nothing(self, answer: Any, asked: Any, flags: int) -> Any:
         """After a read that gave nothing: is it the end? Raises the error that was kept for it."""
