@@ -20,7 +20,18 @@ from calls import fill
 from peer import EOF, RESET, TIMEOUT, Peer, PeerEnd
 
 import safesock
-from safesock import Abort, Cause, CloseReport, Drain, Graceful, Linger, Loss, Policy, SafeSocket
+from safesock import (
+    Abort,
+    Cause,
+    CloseReport,
+    Drain,
+    Graceful,
+    Linger,
+    Loss,
+    Policy,
+    SafeSocket,
+    _kernel,
+)
 
 FIELDS = (
     "cause",
@@ -192,6 +203,28 @@ def test_our_own_fin_is_not_counted_as_a_byte(narrow: Peer, full: bool) -> None:
             sock.recv(1)
         assert counted(loss_of(sock)) == (sent, sent - got, 0)
     assert counted(report_of(sock)) == (sent, sent - got, 0)
+
+
+def test_a_fin_that_a_reset_has_prevented_is_not_counted(
+    narrow: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer's comes right before our shutdown(2), as it answers what crosses its FIN."""
+    shutdown = _kernel.shutdown
+
+    def shutdown_late(raw: Any, how: int) -> bool:
+        monkeypatch.setattr(_kernel, "shutdown", shutdown)
+        end.rst()
+        kernel.wait_until(lambda: kernel.state_of(raw) == "CLOSE", "the RST has come")
+        return shutdown(raw, how)
+
+    with connected(narrow, policy_of("release")) as (sock, end):
+        sent = fill(sock, end)
+        end.half_close()
+        arrived(sock, "CLOSE_WAIT")
+        monkeypatch.setattr(_kernel, "shutdown", shutdown_late)
+        assert sock.recv(1) == b""
+        assert counted(loss_of(sock))[0] == sent
+    assert counted(report_of(sock))[0] == sent
 
 
 @pytest.mark.parametrize("how", [99, "SHUT_WR"])

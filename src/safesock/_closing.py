@@ -43,13 +43,15 @@ _RESETTABLE = frozenset(
 class Outcome(Value):
     """What was seen while a connection was ended."""
 
-    __slots__ = ("sent", "unacknowledged", "unread", "reset", "over")
+    __slots__ = ("sent", "unacknowledged", "unread", "reset", "over", "fin_sent")
     sent: int | None
     unacknowledged: int | None
     unread: int | None
     reset: bool
     # False: a RST is on its way, and until then the kernel goes on counting what is sent.
     over: bool
+    # Of a `release`: whether our FIN has been sent, by it or before.
+    fin_sent: bool
 
     def __init__(
         self,
@@ -58,8 +60,10 @@ class Outcome(Value):
         unread: int | None,
         reset: bool = False,
         over: bool = True,
+        fin_sent: bool = False,
     ) -> None:
-        self._set(sent=sent, unacknowledged=unacknowledged, unread=unread, reset=reset, over=over)
+        counts = {"sent": sent, "unacknowledged": unacknowledged, "unread": unread}
+        self._set(**counts, reset=reset, over=over, fin_sent=fin_sent)
 
 
 def finish(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome:
@@ -79,25 +83,28 @@ def finish(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome:
 def release(sock: Raw, mode: CloseMode, *, syn: int, fin_sent: bool) -> Outcome | None:
     """Ends a connection that the peer has closed; the owner may read what is left, then b"".
 
-    *fin_sent*: whether our FIN has been sent, or is by this. Never blocks. None, and nothing done,
+    *fin_sent*: whether our FIN has been sent before. Never blocks. None, and nothing done,
     for an `Abort` that can not yet be had without throwing unread input away. One that is not
     `over` is to be asked for again, until it is.
     """
     unread = _kernel.unread(sock)
     if not isinstance(mode, Abort):
-        _kernel.shutdown(sock, _socket.SHUT_RDWR)
+        sends_fin = _kernel.tcp_state(sock) in _kernel.SENDS_FIN
+        # Not where the peer's RST has come in between, as it does after what crosses its FIN.
+        fin_sent |= _kernel.shutdown(sock, _socket.SHUT_RDWR) and sends_fin
     elif _kernel.tcp_state(sock) not in _OVER:
         if unread:
             if not _abortive.reset_keeping_input(sock):
                 return None
             counts = _kernel.counts(sock, syn=syn, fin_sent=fin_sent)
-            return Outcome(*counts, unread, reset=True, over=False)
+            return Outcome(*counts, unread, reset=True, over=False, fin_sent=fin_sent)
         outcome = _abort(sock, syn, fin_sent)
         # A disconnected socket answers ECONNRESET, then ENOTCONN; after this, as one at its end.
         _kernel.take_error(sock)
         _kernel.shutdown(sock, _socket.SHUT_RDWR)
-        return outcome
-    return Outcome(*_kernel.counts(sock, syn=syn, fin_sent=fin_sent), unread)
+        return outcome.__replace__(fin_sent=fin_sent)
+    counts = _kernel.counts(sock, syn=syn, fin_sent=fin_sent)
+    return Outcome(*counts, unread, fin_sent=fin_sent)
 
 
 def _graceful(sock: Raw, linger: int | None, syn: int, fin_sent: bool, sends_fin: bool) -> Outcome:

@@ -166,9 +166,12 @@ class Connection(Told):
             self.released = True
             if not was_released:
                 self.note_end_of_close_wait(sock)
-            if not isinstance(mode, Abort):
+            fin_sent = self.fin_sent
+            if not isinstance(mode, Abort):  # For whoever closes meanwhile.
                 self.fin_sent |= _kernel.tcp_state(sock) in _kernel.SENDS_FIN
-            outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=self.fin_sent)
+            outcome = _closing.release(sock, mode, syn=self.syn, fin_sent=fin_sent)
+            if outcome is not None:
+                self.fin_sent = outcome.fin_sent
         except BaseException:  # KeyboardInterrupt: the watcher is to do it.
             self.released = was_released
             raise
