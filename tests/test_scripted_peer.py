@@ -18,6 +18,7 @@ import pytest
 from tls_peer import NAME, Certificates
 
 from safesock.testing import End, PeerEnd, ScriptedPeer
+from safesock.testing._acts import Acts
 
 pytestmark = [pytest.mark.usefixtures("nothing_is_left_running"), pytest.mark.safesock_leaks]
 SHORT = 0.2
@@ -276,6 +277,23 @@ def test_connections_are_dropped_and_the_next_is_accepted(
     with connected(scripted_peer) as (client, end):
         assert end.sock.getpeername() == client.getsockname()
     assert scripted_peer.dropped == 3
+
+
+def test_a_client_that_sees_its_drop_finds_it_counted(
+    scripted_peer: ScriptedPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    fin = Acts.fin
+
+    def fin_later(acts: Acts) -> None:
+        counts.append(scripted_peer.dropped)
+        fin(acts)
+
+    monkeypatch.setattr(Acts, "fin", fin_later)
+    scripted_peer.accept_and_drop(1)
+    with connect(scripted_peer) as client:
+        assert end_of(client) is End.FIN
+    assert counts == [1]
 
 
 def test_a_black_hole_does_not_answer_connects_until_it_ends(scripted_peer: ScriptedPeer) -> None:

@@ -270,12 +270,12 @@ class BasePeer(Generic[AnyEnd]):
             return False
 
     def _drop(self, sock: socket.socket, how: End) -> None:
+        self.dropped += 1  # First: a client that sees the end may look.
         acts = Acts(sock)
         if how is End.FIN:
             acts.fin()
         else:
             acts.rst()
-        self.dropped += 1
 
 
 class _Arrivals(Generic[AnyEnd]):
