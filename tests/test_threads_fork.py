@@ -215,5 +215,5 @@ def test_a_child_does_not_wait_for_who_is_at_a_connection_in_the_parent(
     with peer.connected(Policy(watch=False)) as (sock, _):
         connection = sock._connection
         assert connection is not None
-        with held_by_a_thread(connection._lock()):
+        with held_by_a_thread(connection._the_door().lock):
             in_child(child)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import weakref
 from time import monotonic
 
 from safesock import _closing, _forks, _kernel, _life
@@ -21,7 +20,7 @@ from safesock._life import Answer, State
 from safesock._loss import Cause, CloseReport, Loss, cause_of
 from safesock._policy import Abort, CloseMode, Drain, Linger, Policy
 from safesock._told import Told
-from safesock._turn import Turn, Visit
+from safesock._turn import Door, Turn, Visit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from safesock._story import Story
 
-_made: dict[int, threading.RLock] = {}
+_made: dict[int, Door] = {}
 # Seconds that a turn is waited for, beside those of a `Drain`: others take microseconds.
 _PATIENCE = 1.0
 
@@ -49,11 +48,8 @@ class Connection(Told):
         "released",
         "is_dying",
         "forgiven",
-        "visits",
-        "stepping_in",
-        "turned_away",
         "teller",
-        "turn",
+        "door",
         "close_is_due",
     )
 
@@ -74,15 +70,10 @@ class Connection(Told):
         self.is_dying = False
         # Bytes of the one send that seemed to succeed after `release`.
         self.forgiven: int | None = None
-        self.visits: list[weakref.ref[Visit]] = []
-        # The thread of the watcher, while it is at work with it.
-        self.stepping_in: int | None = None
-        # Since when it has found the lock held.
-        self.turned_away: float | None = None
         # The thread that has told its owner of the loss.
         self.teller: int | None = None
-        # Of those who end it, or record its end: see `_lock`.
-        self.turn: threading.RLock | None = None
+        # Who is at work with it: see `_the_door`.
+        self.door: Door | None = None
         self.close_is_due = False
 
     @property
@@ -186,27 +177,20 @@ class Connection(Told):
 
     def step_in(self, sock: Raw, decrypted: int = 0) -> bool:
         """For an owner that has not reacted to a loss. False: it is to be done again."""
-        turn = self._lock()
-        is_taken = turn.acquire(blocking=False)
-        if not is_taken and not self._is_left_held():
+        door = self._the_door()
+        is_taken = door.lock.acquire(blocking=False)
+        if not is_taken and not door.is_left_held(self._patience()):
             return False  # Its owner is at it.
-        self.turned_away = None
-        self.stepping_in = threading.get_ident()
+        door.turned_away = None
+        door.stepping_in = threading.get_ident()
         try:
             # Where it is about to be closed, whoever does that is to be the last one out.
             return self.state is State.CLOSED or self._step_in(sock, decrypted)
         finally:
-            self.stepping_in = None
+            door.stepping_in = None
             if is_taken:
-                turn.release()
+                door.lock.release()
             self.tell_later()
-
-    def _is_left_held(self) -> bool:
-        """Whether the lock has not been had for so long that a KeyboardInterrupt must have struck
-        between its being taken and what would have given it back."""
-        now = monotonic()
-        self.turned_away = self.turned_away or now
-        return now - self.turned_away > self._patience()
 
     def _step_in(self, sock: Raw, decrypted: int) -> bool:
         visit = self.enter()
@@ -282,38 +266,35 @@ class Connection(Told):
     def _in_turn(self) -> Turn:
         """After those who are at it; or beside them, when they take their time."""
         # What the parent's threads were at when this process was forked off will never end here.
-        if self.is_elsewhere():
-            return Turn(self._lock(), 0.0)
-        return Turn(self._lock(), self._patience())
+        return self._the_door().turn(0.0 if self.is_elsewhere() else self._patience())
 
     def _patience(self) -> float:
         mode = self.policy.close
         return _PATIENCE + (mode.timeout if isinstance(mode, Drain) else 0.0)
 
-    def _lock(self) -> threading.RLock:
+    def _the_door(self) -> Door:
         """Made when it is first needed, as it takes more memory than all the rest; one for all, as
         `setdefault` is atomic, and an entry goes only after it is known here."""
-        if self.turn is None:
-            made = _made.setdefault(id(self), threading.RLock())
-            self.turn = self.turn or made
+        if self.door is None:
+            made = _made.setdefault(id(self), Door())
+            self.door = self.door or made
             _made.pop(id(self), None)
-        return self.turn
+        return self.door
 
     def let_the_watcher_pass(self) -> None:
         """What it has begun, it ends first: only then is there a record to go by."""
-        if self.stepping_in not in (None, threading.get_ident()):
+        door = self.door
+        if door is not None and door.stepping_in not in (None, threading.get_ident()):
             with self._in_turn():
                 pass
 
     def enter(self) -> Visit:
         """Before the number of the descriptor is used."""
-        visit = Visit()
-        self.visits.append(weakref.ref(visit))
-        return visit
+        return self._the_door().enter()
 
     def leave(self, sock: Raw, visit: Visit) -> None:
         """The last one out closes. Two may find that they are: the second close does nothing."""
-        self.visits.remove(weakref.ref(visit))
+        self._the_door().leave(visit)
         # What the parent's threads were at when this process was forked off will never end here.
         if self.close_is_due and (self.is_elsewhere() or not self.is_visited()):
             try:
@@ -323,7 +304,7 @@ class Connection(Told):
 
     def is_visited(self) -> bool:
         """Whether somebody is at work with the number of the descriptor."""
-        return any(visit() is not None for visit in tuple(self.visits))
+        return self.door is not None and self.door.is_visited()
 
     def finish(
         self,

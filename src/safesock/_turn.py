@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import threading
+import threading
+import weakref
+from time import monotonic
 
 
 class Visit:
@@ -32,3 +32,43 @@ class Turn:
     def __exit__(self, *_: object) -> None:
         if self._is_taken:
             self._lock.release()
+
+
+class Door:
+    """Of one connection: who is in, and whose turn it is."""
+
+    __slots__ = ("lock", "stepping_in", "turned_away", "_visits")
+
+    def __init__(self) -> None:
+        # Of those who end it, or record its end.
+        self.lock = threading.RLock()
+        # The thread of the watcher, while it is at work with it.
+        self.stepping_in: int | None = None
+        # Since when it has found the lock held.
+        self.turned_away: float | None = None
+        self._visits: list[weakref.ref[Visit]] = []
+
+    def enter(self) -> Visit:
+        """Before the number of the descriptor is used."""
+        visit = Visit()
+        self._visits.append(weakref.ref(visit))
+        return visit
+
+    def leave(self, visit: Visit) -> None:
+        """After that."""
+        self._visits.remove(weakref.ref(visit))
+
+    def is_visited(self) -> bool:
+        """Whether somebody is in, and has not been thrown out by a KeyboardInterrupt."""
+        return any(visit() is not None for visit in tuple(self._visits))
+
+    def turn(self, patience: float) -> Turn:
+        """To end it, or record its end, one after the other."""
+        return Turn(self.lock, patience)
+
+    def is_left_held(self, patience: float) -> bool:
+        """Whether the lock has not been had for so long that a KeyboardInterrupt must have struck
+        between its being taken and what would have given it back."""
+        now = monotonic()
+        self.turned_away = self.turned_away or now
+        return now - self.turned_away > patience
