@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import kernel
 import pytest
-from peer import EOF, TIMEOUT, Peer
+from peer import EOF, RESET, TIMEOUT, Peer
 from tls_peer import NAME, Certificates
 
 import safesock
@@ -175,6 +175,31 @@ def test_what_takes_a_socket_over_and_is_interrupted_leaves_its_descriptor_one_o
             end.close()
             return struck
 
+    at_each_step(one)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize(
+    ("mode", "end_seen"),
+    [(Graceful(), EOF), pytest.param(Abort(), RESET, marks=pytest.mark.campaign)],
+    ids=str,
+)
+def test_what_is_collected_ends_by_its_policy_where_that_is_interrupted(
+    peer: Peer, mode: CloseMode, end_seen: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one(step: int) -> bool:
+        last = [safesock.create_connection(peer.address, policy=Policy(mode))]
+        number = last[0].fileno()
+        with contextlib.closing(peer.accept()) as end:
+            end.say(b"unread")
+            kernel.wait_until(lambda: kernel.unread(last[0]), "it has come")
+            # Not at the first, where `__del__` has not begun: CPython leaves the object as it is.
+            struck = is_struck_at(step + 1, last.clear)
+            assert number not in kernel.descriptors()
+            assert end.read_to_end() == (b"", end_seen)
+            return struck
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     at_each_step(one)
 
 

@@ -249,11 +249,9 @@ class Connection(Told):
                 if self.report is None:
                     report = self.finish(sock, self.policy.close, decrypted, end)
                     self.report = self.report or report
-        except BaseException:  # KeyboardInterrupt: no step is skipped, and nothing waited for.
+        except BaseException:
             if report is None and self.report is None:
-                self.fin_sent &= _kernel.tcp_state(sock) not in _kernel.SENDS_FIN
-                mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
-                report = self.finish(sock, mode, decrypted)
+                report = self._finish_again(sock, decrypted)
             raise
         finally:
             self.report = self.report or report
@@ -262,6 +260,22 @@ class Connection(Told):
             if report is not None:
                 self.note_close(report)
             self.tell()
+
+    def finish_unseen(self, sock: Raw, decrypted: int, *, again: bool) -> None:
+        """As `close`, for an object that nobody has any more; but for the close(2)."""
+        if self.report is None:
+            if again:
+                self.report = self._finish_again(sock, decrypted)
+            else:
+                self.report = self.finish(sock, self.policy.close, decrypted)
+            if self.report is not None:
+                self.note_close(self.report)
+
+    def _finish_again(self, sock: Raw, decrypted: int) -> CloseReport | None:
+        """After a KeyboardInterrupt: no step is skipped, and nothing waited for."""
+        self.fin_sent &= _kernel.tcp_state(sock) not in _kernel.SENDS_FIN
+        mode = Abort() if isinstance(self.policy.close, Drain) else self.policy.close
+        return self.finish(sock, mode, decrypted)
 
     def _in_turn(self) -> Turn:
         """After those who are at it; or beside them, when they take their time."""

@@ -233,33 +233,39 @@ class GovernedSocket(socket.socket):
         return duplicate
 
     def __del__(self) -> None:
-        connection = getattr(self, "_connection", None)  # Unset when __init__ raised.
-        # Where it was the watcher that happened to collect it, others wait for the watcher.
-        blocks = connection is not None and _watch.is_watching_thread() and connection.may_block()
-        if not (blocks and apart(self._end_collected)):
+        try:
+            connection = getattr(self, "_connection", None)  # Unset when __init__ raised.
+            # Where it was the watcher that happened to collect it, others wait for the watcher.
+            waits = connection and _watch.is_watching_thread() and connection.may_block()
+            if not (waits and apart(self._end_collected)):
+                self._end_collected()
+        except BaseException:  # KeyboardInterrupt, which may have struck before.
             self._end_collected()
+            raise
 
     def _end_collected(self) -> None:
-        connection = getattr(self, "_connection", None)
         try:
-            done = connection is None or connection.close_is_due
-            if connection is not None and not done and self._governed() is not None:
-                _watch.unwatch(self)
-                connection.report = connection.finish(self, self._policy.close, self._decrypted())
-                if connection.report is not None:
-                    connection.note_close(connection.report)
+            self._finish_collected()
+        except BaseException:
+            self._finish_collected(again=True)
+            raise
         finally:
             _finalize(self)  # The ResourceWarning, and close(2).
-            if connection is not None:
+            if (connection := getattr(self, "_connection", None)) is not None:
                 connection.tell_later()
+
+    def _finish_collected(self, *, again: bool = False) -> None:
+        connection = getattr(self, "_connection", None)
+        if connection and not connection.close_is_due and self._governed() is not None:
+            _watch.unwatch(self)
+            connection.finish_unseen(self, self._decrypted(), again=again)
 
     def _real_close(self, *args: Any) -> None:
         if self._connection is not None and self._governed() is not None:
             self._end_connection()
         else:
             _watch.unwatch(self)
-            connection = self._connection
-            if connection is not None and not connection.is_elsewhere():
+            if self._connection is not None and not self._connection.is_elsewhere():
                 _kernel.stop_connecting(self)
             super()._real_close(*args)  # type: ignore[misc]
 
