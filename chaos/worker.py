@@ -162,7 +162,8 @@ class _State:
             try:
                 kernel.wait_until(lambda left=left: not left(), what)  # type: ignore[misc]
             except AssertionError:
-                raise BrokenPromiseError(f"left over: {what}: {list(left())}") from None
+                found = f"{what}: {list(left())}; connections: {safesock.audit()}"
+                raise BrokenPromiseError(f"left over: {found}") from None
         # One that was only passing by when it was counted is no room for one that is left.
         self.threads = min(self.threads, _threads())
 
