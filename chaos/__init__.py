@@ -22,7 +22,8 @@ nft(8); without, it runs on loopback, and says what was left out. What is simula
 jumps are those of `time.time` in the clients, as the system's own clock is everybody's. ENOBUFS is
 the kernel's own, for lack of option memory (`net.core.optmem_max`), and the one that a TCP socket
 can be brought to without taking memory from the whole system: where a send buffer has no room, it
-blocks instead.
+blocks instead. The handler raises amid safesock's own code, but not before a `__del__` has begun:
+CPython then drops the object as it is, with its descriptor open.
 
 Memory is flat where it has grown, from the end of the warm-up, by no more than what
 `chaos.worker` allows: 5,000 blocks and 8 MB, and 0.2 blocks and 20 bytes for each connection.

@@ -31,7 +31,8 @@ class SafeSocket(TransferSocket):
       and does not raise. In a forked child it closes the child's descriptor only.
     - A socket that is collected without `close()` ends by its policy as well (and gives the same
       ResourceWarning). One that a daemon thread still holds when the interpreter exits is never
-      collected: the kernel closes it.
+      collected: the kernel closes it. Where a signal handler raises at the very moment at which
+      CPython is to collect it, its descriptor stays open: call `close()`.
     - `bind` to a port other than 0 sets SO_REUSEADDR, unless the policy says otherwise.
     """
 
