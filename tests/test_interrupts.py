@@ -131,6 +131,38 @@ def test_what_an_interrupted_read_has_left_is_ended_by_the_watcher(
     at_each_step(one)
 
 
+@pytest.mark.parametrize(
+    ("mode", "on_loss"),
+    [
+        (Graceful(), "close"),
+        (Abort(), "release"),
+        pytest.param(Graceful(), "release", marks=pytest.mark.campaign),
+        pytest.param(Abort(), "close", marks=pytest.mark.campaign),
+    ],
+)
+def test_who_closes_while_the_interrupt_is_handled_has_closed(
+    peer: Peer, mode: CloseMode, on_loss: OnLoss
+) -> None:
+    """Its traceback keeps the local variables of what it has struck."""
+    numbers = []
+
+    def read_and_close(sock: SafeSocket) -> None:
+        try:
+            read(sock)
+        except KeyboardInterrupt:
+            sock.close()
+            numbers.append(sock.fileno())
+            raise
+
+    def one(step: int) -> bool:
+        with peer.connected(Policy(mode, on_loss)) as (sock, end):
+            end.fin()
+            return is_struck_at(step, lambda: read_and_close(sock))
+
+    at_each_step(one)
+    assert set(numbers) == {-1}
+
+
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.parametrize("kind", ["wrap", "wrap_socket"])
 def test_what_takes_a_socket_over_and_is_interrupted_leaves_its_descriptor_one_owner(

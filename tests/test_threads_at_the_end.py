@@ -22,7 +22,6 @@ from safesock import (
     Loss,
     Policy,
     SafeSocket,
-    _watch,
 )
 from safesock._connection import Connection
 
@@ -169,17 +168,17 @@ def test_owner_that_comes_while_the_watcher_leaves_closes(
 ) -> None:
     """The watcher counts as being at work with the descriptor, which nobody may close then."""
     leaving, done = threading.Event(), threading.Event()
-    leave = Connection.leave
+    end_or_wait = Connection._end_or_wait
 
-    def leave_late(connection: Connection, sock: Any, visit: Any) -> None:
-        if _watch.is_watching_thread():
-            leaving.set()
-            kernel.wait_until(lambda: done.is_set() or waits_for_a_lock(owner), "the owner comes")
-        leave(connection, sock, visit)
+    def leave_late(connection: Connection, sock: Any, decrypted: int) -> bool:
+        is_done = end_or_wait(connection, sock, decrypted)
+        leaving.set()
+        kernel.wait_until(lambda: done.is_set() or waits_for_a_lock(owner), "the owner comes")
+        return is_done
 
     owner = threading.current_thread()
     with peer.connected(Policy(grace=0)) as (sock, end):
-        monkeypatch.setattr(Connection, "leave", leave_late)
+        monkeypatch.setattr(Connection, "_end_or_wait", leave_late)
         end.half_close()
         assert leaving.wait(TIMEOUT)
         assert sock.recv(1) == b""

@@ -141,7 +141,8 @@ class Connection(Told):
         try:
             outcome = self._release(sock)
         finally:
-            self.leave(sock, visit)
+            del visit
+            self.leave(sock)
         self._correct(outcome)
         if outcome is not None and not was_released:
             self.note_release()
@@ -197,7 +198,8 @@ class Connection(Told):
         try:
             return self._end_or_wait(sock, decrypted)
         finally:
-            self.leave(sock, visit)
+            del visit
+            self.leave(sock)
 
     def _end_or_wait(self, sock: Raw, decrypted: int) -> bool:
         state = _kernel.tcp_state(sock)
@@ -256,7 +258,8 @@ class Connection(Told):
         finally:
             self.report = self.report or report
             self.close_is_due = True
-            self.leave(sock, visit)
+            del visit
+            self.leave(sock)
             if report is not None:
                 self.note_close(report)
             self.tell()
@@ -306,9 +309,9 @@ class Connection(Told):
         """Before the number of the descriptor is used."""
         return self._the_door().enter()
 
-    def leave(self, sock: Raw, visit: Visit) -> None:
-        """The last one out closes. Two may find that they are: the second close does nothing."""
-        self._the_door().leave(visit)
+    def leave(self, sock: Raw) -> None:
+        """After that, and `del` of the visit: whatever strikes here, it has ended. The last one out
+        closes. Two may find that they are: the second close does nothing."""
         # What the parent's threads were at when this process was forked off will never end here.
         if self.close_is_due and (self.is_elsewhere() or not self.is_visited()):
             try:

@@ -155,7 +155,8 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         try:
             return self._wait_and(call)
         finally:
-            connection.leave(self, visit)
+            del visit
+            connection.leave(self)
 
     def _wait_and(self, call: Callable[[], Result]) -> Result:
         """For a session that was taken over the waiting is done here: C would wait on the

@@ -236,7 +236,8 @@ class TransferSocket(GovernedSocket):
                 raise broken_pipe()
             sent = super()._sendfile_use_sendfile(*args)  # type: ignore[misc]
         finally:
-            connection.leave(self, visit)
+            del visit
+            connection.leave(self)
         return sent
 
     def _unsent(self, error: OSError, *data: Buffer) -> int | None:

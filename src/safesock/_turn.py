@@ -9,8 +9,9 @@ from time import monotonic
 
 class Visit:
     """Somebody at work with the number of the descriptor, which must not be closed, and so be given
-    to somebody else, before the last one has left. It lives in a local variable, so that wherever a
-    KeyboardInterrupt strikes, it ends."""
+    to somebody else, before the last one has left. It lives in a local variable, and ends by `del`
+    in a `finally`: no signal is looked for on the way there, so that no KeyboardInterrupt, and no
+    traceback of one, keeps it."""
 
     __slots__ = ("__weakref__",)
 
@@ -51,16 +52,16 @@ class Door:
     def enter(self) -> Visit:
         """Before the number of the descriptor is used."""
         visit = Visit()
-        self._visits.append(weakref.ref(visit))
+        try:
+            self._visits.append(weakref.ref(visit, self._visits.remove))
+        except BaseException:  # KeyboardInterrupt, whose traceback would keep it.
+            del visit
+            raise
         return visit
 
-    def leave(self, visit: Visit) -> None:
-        """After that."""
-        self._visits.remove(weakref.ref(visit))
-
     def is_visited(self) -> bool:
-        """Whether somebody is in, and has not been thrown out by a KeyboardInterrupt."""
-        return any(visit() is not None for visit in tuple(self._visits))
+        """Whether somebody is in."""
+        return bool(self._visits)
 
     def turn(self, patience: float) -> Turn:
         """To end it, or record its end, one after the other."""
