@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -220,10 +219,8 @@ class Storm:
 
     def _run(self, chance: random.Random) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ResourceWarning)
-                for _ in range(self._acts):
-                    self._act(chance)
+            for _ in range(self._acts):
+                self._act(chance)
         except BaseException as error:
             self.faults.append(f"{error!r} at {error.__traceback__ and _where(error)}")
 

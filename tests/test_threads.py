@@ -26,6 +26,7 @@ from tls_peer import Certificates
 
 import safesock
 from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, _abortive, _kernel, _watch
+from safesock._connection import Connection
 from safesock.events import Event
 
 MODES = [
@@ -227,6 +228,38 @@ def test_who_reads_while_another_thread_closes_gets_nothing_after_a_gap(
         monkeypatch.setattr(_kernel, "read_now", read_and_let_others_read)
         sock.close()
         assert answers in ([b""], [0])
+
+
+@pytest.mark.parametrize(
+    ("call", "moment"),
+    [
+        (lambda sock: sock.close(), "let_the_watcher_pass"),
+        (lambda sock: sock.recv(1), "is_over"),
+    ],
+    ids=["close", "recv"],
+)
+def test_another_thread_may_detach_meanwhile(
+    peer: Peer,
+    call: Callable[[SafeSocket], object],
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gets the descriptor, with the connection as it was."""
+    then, numbers = getattr(Connection, moment), []
+
+    def then_it_is_detached(*arguments: Any) -> object:
+        answer = then(*arguments)
+        monkeypatch.setattr(Connection, moment, then)
+        numbers.append(sock.detach())
+        return answer
+
+    with peer.connected(Policy(watch=False)) as (sock, end):
+        end.half_close()
+        kernel.wait_until(lambda: kernel.state_of(sock) == "CLOSE_WAIT", "it has come")
+        monkeypatch.setattr(Connection, moment, then_it_is_detached)
+        assert not call(sock)
+        with socket.socket(fileno=numbers[0]) as taken:
+            assert kernel.state_of(taken) == "CLOSE_WAIT"
 
 
 # Between the look at a number and its use --------------------------------------------------------

@@ -270,21 +270,22 @@ class GovernedSocket(socket.socket):
             super()._real_close(*args)  # type: ignore[misc]
 
     def _end_connection(self, end: dict[str, Any] | None = None) -> None:
-        assert self._connection is not None
-        if self.fileno() < 0:
-            return  # It has been done.
+        connection = self._connection
+        if connection is None or self.fileno() < 0:
+            return  # It has been done, or another thread has detached it.
         try:
             _watch.unwatch(self)
-            self._connection.close(self, self._let_go(), end)
+            connection.close(self, self._let_go(), end)
         except BaseException:  # KeyboardInterrupt, before it has begun: the watcher is to do it.
-            if self._policy.watch and not self._connection.close_is_due:
+            if self._policy.watch and not connection.close_is_due:
                 _watch.watch(self)
             raise
 
     def _lose(self, cause: Cause, error: OSError | None) -> None:
         """The owner is being told of the loss: what the policy says is done now."""
         connection = self._connection
-        assert connection is not None
+        if connection is None:
+            return  # Another thread has detached it.
         end = connection.lose(self, cause, error, self._decrypted())
         then = _life.NEXT[self._policy.on_loss]
         if then is Event.CLOSE:
