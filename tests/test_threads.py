@@ -8,6 +8,7 @@ import fcntl
 import gc
 import os
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -22,7 +23,7 @@ import storm
 from canary import Canary
 from peer import TIMEOUT, Peer, PeerEnd
 from storm import Shared
-from tls_peer import Certificates
+from tls_peer import NAME, Certificates, TlsPeer, done
 
 import safesock
 from safesock import Abort, Drain, Graceful, Linger, Policy, SafeSocket, _abortive, _kernel, _watch
@@ -228,6 +229,31 @@ def test_who_reads_while_another_thread_closes_gets_nothing_after_a_gap(
         monkeypatch.setattr(_kernel, "read_now", read_and_let_others_read)
         sock.close()
         assert answers in ([b""], [0])
+
+
+def test_who_reads_tls_while_another_thread_closes_meets_the_end(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL cannot decrypt what follows input that was thrown away."""
+
+    class Session:
+        """In the middle of a record, as only OpenSSL itself can be."""
+
+        def read(self, *_: object) -> bytes:
+            end.say_in_clear(b"rest of a record")
+            kernel.wait_until(lambda: kernel.unread(tls), "it has come")
+            thread, answer = in_thread(tls.close)
+            join(thread)
+            assert answer == [None]
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "[SSL: BAD_RECORD_MAC] bad record mac")
+
+    context = safesock.secure(certificates.client(), Policy(watch=False))
+    with TlsPeer(certificates.server()) as peer:
+        shaken = peer.begin(peer.accept_and_shake)
+        tls = context.wrap_socket(socket.create_connection(peer.address), server_hostname=NAME)
+        end = done(shaken)
+        monkeypatch.setattr(tls, "_sslobj", Session())
+        assert tls.recv(1) == b""
 
 
 @pytest.mark.parametrize(

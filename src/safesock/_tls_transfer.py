@@ -63,7 +63,8 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
         except OSError as error:
             self._failed(error)
             ragged = isinstance(error, ssl.SSLEOFError) and self.suppress_ragged_eofs
-            if not ragged and not self._was_aborted(error) and not self._is_echo():
+            is_end = ragged or self._was_aborted(error) or self._is_echo()
+            if not is_end and not self._has_gap():  # What follows one cannot be decrypted.
                 raise
             return b"" if buffer is None else 0
         return answer
