@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import _thread
-import contextlib
-import importlib
 import sys
 
 TYPE_CHECKING = False
@@ -37,9 +35,11 @@ new_lock = _native("allocate_lock")
 
 def _is_main_interpreter() -> bool:
     for name in ("_interpreters", "_xxsubinterpreters"):  # From 3.13 on, and before.
-        with contextlib.suppress(ImportError):
-            module = importlib.import_module(name)
-            return bool(module.get_current() == module.get_main())
+        try:
+            module: Any = __import__(name)
+        except ImportError:
+            continue
+        return bool(module.get_current() == module.get_main())
     return True
 
 
