@@ -20,7 +20,7 @@ from peer import EOF, RESET, TIMEOUT, Peer
 from tls_peer import NAME, Certificates
 
 import safesock
-from safesock import Abort, Drain, Graceful, Policy, SafeSocket, _connection
+from safesock import Abort, Drain, Graceful, Policy, SafeSocket, _beside, _connection
 from safesock._policy import CloseMode
 
 if TYPE_CHECKING:
@@ -232,6 +232,16 @@ def test_what_is_collected_ends_by_its_policy_where_that_is_interrupted(
             return struck
 
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    at_each_step(one)
+
+
+def test_what_was_not_begun_is_not_waited_for_at_the_exit() -> None:
+    def one(step: int) -> bool:
+        apart = _beside._Apart()
+        struck = is_struck_at(step, lambda: apart(lambda: None))
+        in_another_thread(apart._end)
+        return struck
+
     at_each_step(one)
 
 

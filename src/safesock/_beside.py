@@ -63,12 +63,15 @@ class _Apart:
             if not (_has_native_threads() and beside(run, name)):
                 run()
 
-        under_way.add(lock)
         try:
+            under_way.add(lock)
             _background.start(launch)
         except RuntimeError:
             under_way.discard(lock)
             return beside(work, name)
+        except BaseException:  # KeyboardInterrupt: who waits for it at the exit may wait for ever.
+            under_way.discard(lock)
+            raise
         return True
 
     def _end(self) -> None:
