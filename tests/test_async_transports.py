@@ -250,6 +250,21 @@ def test_a_protocol_that_fails_is_complained_of_and_closed(
     ran(loop, main)
 
 
+def test_what_a_failure_cuts_off_does_not_look_complete(loop: Loop) -> None:
+    async def main() -> None:
+        with Peer(receive_buffer=4096) as peer:
+            transport, log, end = await connected(Plain, peer)
+            log.within["data_received"] = lambda: 1 / 0
+            transport.write(bytes(8_000_000))  # More than the kernel takes.
+            end.say(b"x")
+            await log.lost
+            assert (await asyncio.to_thread(end.read_to_end))[1] == RESET
+            assert transport.close_report.reset
+            loop.complaints.clear()
+
+    ran(loop, main)
+
+
 def test_reading_can_be_paused(loop: Loop, peer: Peer) -> None:
     async def main() -> None:
         transport, log, end = await connected(Plain, peer)
@@ -697,6 +712,28 @@ def test_tls_loses_nothing_when_reading_goes_on_just_before_the_end_is_told(
                 transport.resume_reading()
                 await log.lost
             assert log.calls == ["made", b"unread", "eof", NONE]
+
+    ran(loop, main)
+
+
+def test_what_tls_cuts_off_when_its_shutdown_takes_too_long_does_not_look_complete(
+    loop: Loop, certificates: Certificates
+) -> None:
+    async def main() -> None:
+        with TlsPeer(certificates.server()) as peer:
+            shaking = peer.begin(peer.accept_and_shake)
+            how: Any = {"ssl": certificates.client(), "ssl_shutdown_timeout": 0.05}
+            transport, log = await create_connection(
+                Plain, *peer.address, server_hostname=NAME, **how
+            )
+            end = await asyncio.wrap_future(shaking)
+            transport.write(bytes(32_000_000))  # More than the kernel takes.
+            transport.close()
+            async with asyncio.timeout(TIMEOUT):
+                await log.lost
+            assert (await asyncio.to_thread(end.read_to_end))[1] == RESET
+            assert transport.close_report is not None
+            assert transport.close_report.reset
 
     ran(loop, main)
 

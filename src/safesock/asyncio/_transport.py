@@ -219,7 +219,7 @@ class SocketTransport(WritingTransport):
 
     def _lost(self, error: OSError) -> None:
         """After a call that failed with *error*."""
-        self._leave_the_loop()
+        is_cut = self._leave_the_loop()
         told = error
         try:
             if self._sock._told(error):
@@ -227,7 +227,7 @@ class SocketTransport(WritingTransport):
                 return
         except OSError as other:
             told = other
-        self._force_close(told)
+        self._force_close(told, is_cut=is_cut)
 
     # The end -----------------------------------------------------------------------------------
 
@@ -253,11 +253,13 @@ class SocketTransport(WritingTransport):
             self._sock._close_by(Abort())
         self._force_close(None)
 
-    def _force_close(self, error: BaseException | None) -> None:
-        """By the policy, now."""
-        self._leave_the_loop()
+    def _force_close(self, error: BaseException | None, *, is_cut: bool = False) -> None:
+        """By the policy, now; by a RST, where a FIN would make what is cut off look complete."""
+        is_cut |= self._leave_the_loop()
         if self._ended:
             return
+        if is_cut and not self._gone and self._sock.loss is None:
+            self._sock._close_by(Abort())
         self._closing = self._gone = self._ended = True
         if self._time_limit is not None:
             left = self._time_limit.when() - self._loop.time()
@@ -277,16 +279,18 @@ class SocketTransport(WritingTransport):
             for waiter in self._waiters:
                 wake(waiter)
 
-    def _leave_the_loop(self) -> None:
-        """Before the descriptor may be closed. What has not been sent is counted."""
+    def _leave_the_loop(self) -> bool:
+        """Before the descriptor may be closed. What has not been sent is counted: was there any?"""
         self._listen(False)
         self._wants_to_write(False)
         if self._time_limit is not None:
             self._time_limit.cancel()
-        if self._buffer:
-            if self._sock._connection is not None:
-                self._sock._connection.leave_unsent(self._buffered)
-            self._drop_sent(self._buffered)
+        if not self._buffer:
+            return False
+        if self._sock._connection is not None:
+            self._sock._connection.leave_unsent(self._buffered)
+        self._drop_sent(self._buffered)
+        return True
 
     def _may_block(self) -> bool:
         connection = self._sock._connection

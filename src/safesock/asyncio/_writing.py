@@ -52,12 +52,12 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
         self._writes = False
         self._discarded = 0
 
-    def _force_close(self, error: BaseException | None) -> None:
-        """By the policy, now."""
+    def _force_close(self, error: BaseException | None, *, is_cut: bool = False) -> None:
+        """By the policy, now. *is_cut*: something that was accepted has been dropped."""
         raise NotImplementedError
 
-    def _leave_the_loop(self) -> None:
-        """Before the descriptor may be closed."""
+    def _leave_the_loop(self) -> bool:
+        """Before the descriptor may be closed. Whether something that was accepted is dropped."""
         raise NotImplementedError
 
     def _listen(self, on: bool) -> None:
@@ -198,7 +198,7 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
         if connection is not None and connection.may_forgive():
             held = self._buffered
             self._drop_sent(held)  # Then it is counted by that, and what does not fit, here.
-        self._leave_the_loop()
+        is_cut = self._leave_the_loop()
         told, size = error, None
         try:
             size = self._sock._unsent(error, *data)
@@ -207,7 +207,7 @@ class WritingTransport(transports._FlowControlMixin, SafeTransport):
         if connection is not None and held:
             connection.leave_unsent(held - (size or 0))
         if size is None:
-            self._force_close(told)
+            self._force_close(told, is_cut=is_cut)
             return
         self._listen(True)
         self._maybe_resume_protocol()
