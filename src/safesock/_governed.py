@@ -151,9 +151,7 @@ class GovernedSocket(socket.socket):
             self._tell()
 
     def _connect_failed(self, number: int) -> None:
-        if self._connection is None:
-            return
-        if number == errno.EISCONN:
+        if self._connection is None or number == errno.EISCONN:
             self._established()
         elif number not in _kernel.CONNECT_GOES_ON:
             self._connection.failed()
