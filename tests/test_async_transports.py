@@ -265,6 +265,19 @@ def test_what_a_failure_cuts_off_does_not_look_complete(loop: Loop) -> None:
     ran(loop, main)
 
 
+def test_what_a_closed_loop_leaves_unsent_does_not_look_complete() -> None:
+    with Peer(receive_buffer=4096) as peer:
+        loop = asyncio.SelectorEventLoop()
+        made: list[Any] = [
+            loop.run_until_complete(create_connection(asyncio.Protocol, *peer.address))[0]
+        ]
+        made[0].write(bytes(8_000_000))  # More than the kernel takes.
+        loop.close()
+        with pytest.warns(ResourceWarning):
+            made.clear()
+        assert peer.accept().read_to_end()[1] == RESET
+
+
 def test_reading_can_be_paused(loop: Loop, peer: Peer) -> None:
     async def main() -> None:
         transport, log, end = await connected(Plain, peer)

@@ -333,6 +333,8 @@ class SocketTransport(WritingTransport):
         if getattr(self, "_ended", True):  # Unset when __init__ raised.
             return
         warnings.warn(f"unclosed transport {self!r}", ResourceWarning, 2, source=self)
+        if self._buffer:
+            self._sock._close_by(Abort())
         if self._may_block() and not self._loop.is_closed():
             self._apart(self._sock.close, apart)
         else:
