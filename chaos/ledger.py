@@ -15,7 +15,7 @@ lossy: it went over the cable that loses packets, so a RST may be lost, and othe
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -48,7 +48,7 @@ class Ledger:
         self._clients: dict[tuple[int, int], Record] = {}
         self._peers: dict[tuple[int, int], Record] = {}
         # Of connections that ended before the peer had their names, by port.
-        self._unnamed: dict[int, deque[Record]] = {}
+        self._unnamed: dict[int, list[Record]] = {}
 
     def client(self, record: Record) -> None:
         key = record["token"], record["port"]
@@ -61,7 +61,7 @@ class Ledger:
     def peer(self, record: Record) -> None:
         self.faults[record["fault"]] += 1
         if record["token"] is None:
-            self._unnamed.setdefault(record["port"], deque()).append(record)
+            self._unnamed.setdefault(record["port"], []).append(record)
             return
         key = record["token"], record["port"]
         client = self._clients.pop(key, None)
@@ -77,16 +77,18 @@ class Ledger:
 
     def finish(self) -> None:
         """Nothing more comes. What clients have told and the peer has not must have ended before
-        the peer knew who it was. (The peer may know of more: of attempts that failed.)"""
-        for client in self._clients.values():
+        the peer knew who it was. (The peer may know of more: of attempts that failed.) A port is
+        used again, and which of its nameless connections was whose nobody knows: one must fit."""
+        # Those with the most first: what fits one of them fits all that come after.
+        for client in sorted(self._clients.values(), key=_acknowledged, reverse=True):
             self.nameless += 1
-            known = client["unacknowledged"]
-            acknowledged = 0 if known is None else client["least"] - known
-            unnamed = self._unnamed.get(client["port"])
-            if unnamed:
-                peer = unnamed.popleft()
-                if peer["end"] in _READ_ALL and acknowledged > peer["received"]:
-                    self._breaks("acknowledged and not received", client, peer)
+            acknowledged = _acknowledged(client)
+            unnamed = self._unnamed.get(client["port"], [])
+            fitting = next((peer for peer in unnamed if _may_have_had(peer, acknowledged)), None)
+            if fitting is not None:
+                unnamed.remove(fitting)
+            elif unnamed:
+                self._breaks("acknowledged and not received", client, unnamed[0])
             elif acknowledged > 0:
                 self._breaks("acknowledged, and the peer knows of no such connection", client, {})
         self._clients.clear()
@@ -112,6 +114,16 @@ class Ledger:
 
     def _breaks(self, what: str, client: Record, peer: Record) -> None:
         self.broken.append(f"{what}: the client {client}, the peer {peer}")
+
+
+def _acknowledged(client: Record) -> int:
+    """The bytes that the peer's kernel must have had."""
+    known = client["unacknowledged"]
+    return 0 if known is None else int(client["least"]) - int(known)
+
+
+def _may_have_had(peer: Record, acknowledged: int) -> bool:
+    return peer["end"] not in _READ_ALL or acknowledged <= peer["received"]
 
 
 def is_exact(client: Record, peer: Record) -> bool:

@@ -115,6 +115,19 @@ def test_the_ledger_finds(
     assert what in " ".join(found(client, peer, peer_first=peer_first))
 
 
+@pytest.mark.parametrize("last", ["own", "fin"])
+def test_the_ledger_knows_that_a_port_is_used_again(last: str) -> None:
+    """An attempt that failed, then one that was acknowledged, and one that was not."""
+    ledger = Ledger()
+    for end in ("rst", last):
+        ledger.peer({**PEER, "token": None, "received": 0, "end": end})
+    ledger.client({**CLIENT, "token": 8})
+    ledger.client({**CLIENT, "token": 9, "unacknowledged": 100})
+    ledger.finish()
+    assert ledger.nameless == 2
+    assert bool(ledger.broken) == (last == "fin")
+
+
 def test_a_connection_is_known_by_how_it_begins() -> None:
     token = 0x0123456789ABCDEF
     assert stream.token_in(stream.header(token, (1, 2), stream.WAIT)) == token
