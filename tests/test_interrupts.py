@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from safesock._policy import OnLoss
 
 MOST_STEPS = 2_000
+by_loss = pytest.mark.parametrize(
+    ("mode", "on_loss"),
+    [
+        (Graceful(), "close"),
+        (Abort(), "release"),
+        pytest.param(Graceful(), "release", marks=pytest.mark.campaign),
+        pytest.param(Abort(), "close", marks=pytest.mark.campaign),
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -109,15 +118,7 @@ def test_a_drain_that_was_done_is_not_undone() -> None:
     at_each_step(one)
 
 
-@pytest.mark.parametrize(
-    ("mode", "on_loss"),
-    [
-        (Graceful(), "close"),
-        (Abort(), "release"),
-        pytest.param(Graceful(), "release", marks=pytest.mark.campaign),
-        pytest.param(Abort(), "close", marks=pytest.mark.campaign),
-    ],
-)
+@by_loss
 def test_what_an_interrupted_read_has_left_is_ended_by_the_watcher(
     peer: Peer, mode: CloseMode, on_loss: OnLoss
 ) -> None:
@@ -131,15 +132,7 @@ def test_what_an_interrupted_read_has_left_is_ended_by_the_watcher(
     at_each_step(one)
 
 
-@pytest.mark.parametrize(
-    ("mode", "on_loss"),
-    [
-        (Graceful(), "close"),
-        (Abort(), "release"),
-        pytest.param(Graceful(), "release", marks=pytest.mark.campaign),
-        pytest.param(Abort(), "close", marks=pytest.mark.campaign),
-    ],
-)
+@by_loss
 def test_who_closes_while_the_interrupt_is_handled_has_closed(
     peer: Peer, mode: CloseMode, on_loss: OnLoss
 ) -> None:
