@@ -115,11 +115,9 @@ class Blocking:
         self, sock: SafeSocket, account: Account, peer: str, port: int | None = None
     ) -> None:
         try:
-            port = port or sock.getsockname()[1]
-            talk(sock, account, self._rng, self._tally.counts)
-        except StruckError:
-            account.struck = True
-            raise
+            with _noted(account):
+                port = port or sock.getsockname()[1]
+                talk(sock, account, self._rng, self._tally.counts)
         finally:
             self._end(sock, account, port, peer)
 
@@ -133,8 +131,9 @@ class Blocking:
         with self._met():
             sock = self._made(address, policy)
             try:
-                port = sock.getsockname()[1]
-                say(sock, account, self._rng)
+                with _noted(account):
+                    port = sock.getsockname()[1]
+                    say(sock, account, self._rng)
                 self._idle.append((sock, account, port, peer))
             except BaseException:
                 self._end(sock, account, None, peer)
@@ -180,24 +179,27 @@ class Blocking:
         with self._met(), self._connector(address, policy) as connector:
             turns = iter(connector)
             try:
-                for sock in turns:
-                    self._take_leave()
-                    self._last = sock, self._tally.account(), sock.getsockname()[1], peer
-                    with self._met():
-                        sock.settimeout(_SECONDS)
-                        talk(sock, self._last[1], self._rng, self._tally.counts)
-                        connector.confirm()
-                    left -= 1
-                    if not left:
-                        break
+                with contextlib.closing(connector), contextlib.closing(turns):  # type: ignore[type-var]
+                    for sock in turns:
+                        self._take_turn(connector, sock, peer)
+                        left -= 1
+                        if not left:
+                            break
             except StruckError:
                 if self._last is not None:
                     self._last[1].struck = True
                 raise
             finally:
-                turns.close()  # type: ignore[attr-defined]
-                connector.close()
                 self._take_leave()
+
+    def _take_turn(self, connector: Connector, sock: SafeSocket, peer: str) -> None:
+        self._take_leave()
+        account = self._tally.account()
+        self._last = sock, account, sock.getsockname()[1], peer
+        with self._met(), _noted(account):
+            sock.settimeout(_SECONDS)
+            talk(sock, account, self._rng, self._tally.counts)
+            connector.confirm()
 
     def _take_leave(self) -> None:
         """Of the connection of the turn before, which is over."""
@@ -287,6 +289,16 @@ class Blocking:
             yield
         except (OSError, StruckError) as error:
             self._tally.meets(error)
+
+
+@contextlib.contextmanager
+def _noted(account: Account) -> Iterator[None]:
+    """What a signal handler raises: a second one may have struck what the first has left."""
+    try:
+        yield
+    except StruckError:
+        account.struck = True
+        raise
 
 
 def _is_open(sock: SafeSocket) -> bool:
