@@ -251,13 +251,14 @@ class Blocking:
         if not greeted:
             return  # Struck before it has dialled.
         report = sock.close_report
-        account, port = greeted.pop()
+        account, port = greeted[0]
         if report is None or report.local[1] != port:
-            if account.struck:
+            if account.struck:  # It may go on with that connection, or with another one.
                 return
             raise BrokenPromiseError(
                 f"a socket for life: not the end of its connection: {report}, {port}"
             )
+        greeted.clear()
         self._tally.ended(account, port, sock.loss, report, sock.policy, peer=peer)
         connector.confirm()
 
