@@ -22,6 +22,8 @@ from safesock import (
     Loss,
     Policy,
     SafeSocket,
+    _kernel,
+    _watch,
 )
 from safesock._connection import Connection
 
@@ -190,3 +192,38 @@ def test_owner_that_comes_while_the_watcher_leaves_closes(
 def waits_for_a_lock(thread: threading.Thread) -> bool:
     with open(f"/proc/self/task/{thread.native_id}/wchan", encoding="ascii") as place:
         return place.read().startswith("futex")
+
+
+def test_owner_that_is_told_while_the_watcher_aborts_counts_what_was_sent(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each abort adds to the count of the kernel: it is taken off where there is one at a time."""
+    aborting, done = threading.Event(), threading.Event()
+    counts = _kernel.counts
+
+    def counts_late(sock: Any, *, syn: int, fin_sent: bool) -> tuple[int | None, int | None]:
+        found = counts(sock, syn=syn, fin_sent=fin_sent)
+        if _watch.is_watching_thread() and sock_is_released():
+            aborting.set()
+            kernel.wait_until(lambda: done.is_set() or waits_for_a_lock(owner), "the owner comes")
+        return found
+
+    def sock_is_released() -> bool:
+        connection = sock._connection
+        return connection is not None and connection.released
+
+    owner = threading.current_thread()
+    with peer.connected(Policy(Abort(), on_loss="release", grace=0)) as (sock, end):
+        sock.sendall(b"1234")
+        assert end.sock.recv(4) == b"1234"
+        monkeypatch.setattr(_kernel, "counts", counts_late)
+        end.half_close()
+        assert aborting.wait(TIMEOUT)
+        connection = sock._connection
+        assert connection is not None
+        connection.released = False  # As where both have looked at it before.
+        connection.release(sock)
+        done.set()
+        kernel.wait_until(lambda: sock.loss is not None, "it is recorded")
+        assert sock.loss is not None
+        assert sock.loss.sent == 4

@@ -139,7 +139,8 @@ class Connection(Told):
         was_released = self.released
         visit = self.enter()  # Another thread may close it meanwhile.
         try:
-            outcome = self._release(sock)
+            with self._in_turn():  # Of two that abort it at once, each counts what the other adds.
+                outcome = self._release(sock)
         finally:
             del visit
             self.leave(sock)
