@@ -61,10 +61,11 @@ class GovernedSSLSocket(ssl.SSLSocket, TransferSocket):  # type: ignore[misc]
             if not answer and (len if buffer is None else memoryview(buffer).nbytes):
                 self._read_to_end()
         except OSError as error:
+            has_gap = self._has_gap()  # What follows one cannot be decrypted.
             self._failed(error)
             ragged = isinstance(error, ssl.SSLEOFError) and self.suppress_ragged_eofs
-            is_end = ragged or self._was_aborted(error) or self._is_echo()
-            if not is_end and not self._has_gap():  # What follows one cannot be decrypted.
+            is_end = ragged or has_gap or self._was_aborted(error) or self._is_echo()
+            if not is_end:
                 raise
             return b"" if buffer is None else 0
         return answer
