@@ -19,7 +19,7 @@ from typing import Any
 import kernel
 import pytest
 from kernel import wait_until
-from peer import EOF, RESET, Peer, PeerEnd
+from peer import EOF, RESET, TIMEOUT, Peer, PeerEnd
 from process import Gate, Script, forked, in_child, run_script
 
 from safesock import (
@@ -1028,18 +1028,25 @@ def test_a_number_that_is_used_again_while_it_is_looked_after_stays_watched(
     first = SafeSocket(policy=policy)
     number, has = first.fileno(), _watch._has
     second: list[SafeSocket] = []
+    # In between nobody else opens anything: that would get the number.
+    accepted, used_again = threading.Event(), threading.Event()
 
     def and_then_it_is_closed(ref: Any, fd: int) -> bool:
         answer = has(ref, fd)
         if fd == number and not second:
+            assert accepted.wait(TIMEOUT)
             first.close()
             second.append(create_connection(peer.address, policy=policy))
-            assert second[0].fileno() == number
+            used_again.set()
         return answer
 
     monkeypatch.setattr(_watch, "_has", and_then_it_is_closed)
     first.connect(peer.address)
-    assert peer.accept().read_to_end() == (b"", EOF)
+    first_end = peer.accept()
+    accepted.set()
+    assert used_again.wait(TIMEOUT)
+    assert second[0].fileno() == number
+    assert first_end.read_to_end() == (b"", EOF)
     end = peer.accept()
     end.half_close()
     assert end.read_to_end() == (b"", EOF)
