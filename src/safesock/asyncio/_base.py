@@ -25,8 +25,8 @@ class SafeTransport(asyncio.Transport):
       and `Linger` that is limited by their time, they wait in a thread, and `connection_lost` comes
       when they are done. The descriptor is closed before `connection_lost` is called.
     - `abort` sends RST; a `Drain` or `Linger` that already waits is not cut short.
-    - Where a failure (a protocol that raises, TLS that takes too long to shut down) leaves some of
-      what `write` has taken unsent, it is as `abort`: a FIN would make that look complete.
+    - Where a failure (a protocol that raises, TLS that takes too long to shut down, a loop that is
+      closed) leaves unsent what `write` has taken, it is as `abort`: FIN would make it look whole.
     - A FIN or RST is noticed while reading is paused as well: see `Policy.grace`.
     - `loop.sendfile` reads and writes, as over TLS; it does not use sendfile(2).
     - One that is collected without `close` ends by its policy (and gives the same ResourceWarning).
